@@ -1,0 +1,51 @@
+"""Fixtures that every stage's tests share: the data folder beside the repository and a tiny real CLIP."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+TINY_CLIP = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+def write_tiny_clip(folder: Path, seed: int = 0) -> str:
+    """A randomly initialised open_clip model in a folder; returns its ``local-dir:`` name."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(**TINY_CLIP)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    config = {"model_cfg": TINY_CLIP, "preprocess_cfg": {"size": 32}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """``--model`` value of a tiny random CLIP (32 px, 16 patches, 32 dimensions)."""
+    return write_tiny_clip(tmp_path_factory.mktemp("clip") / "tinyrandom")
+
+
+@pytest.fixture(scope="session")
+def other_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same architecture with other weights: what a consumer must refuse."""
+    return write_tiny_clip(tmp_path_factory.mktemp("clip") / "otherrandom", seed=1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The data folder beside the repository; tests that need it skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared (real clips, WordNet, a spaCy pipeline), which is not here")
+    return SHARED
