@@ -1,0 +1,282 @@
+"""Consumer of the Alignments artifact: checks that it is whole, then reads videos by row group.
+
+Axis words: frames, tokens (cls at 0, then the regions of a frame), topk, dim, entities.
+"""
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Float16, Float32, Float64, Int32
+
+from adapter.artifact import read_manifest
+from adapter.config import AdapterError
+from adapter.labels import vectors
+
+MADE_BY = "aligner run --videos DIR --corpus DIR --model NAME --pretrained TAG --out DIR"
+VIDEO_COLUMNS = ("video_id", "label", "split", "shard")
+ENTITY_COLUMNS = ("entity_id", "name", "embedding")
+COLUMNS = (
+    "video_id",
+    "frame_index",
+    "time_s",
+    "region_index",
+    "patches",
+    "cx",
+    "cy",
+    "topk_entity",
+    "topk_score",
+    "embedding",
+    "norm",
+)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One video of the plan, whether or not it could be read."""
+
+    video_id: str
+    label: str | None
+    split: str | None
+    shard: int
+
+
+@dataclass(frozen=True)
+class Entities:
+    """The corpus that the alignments point into; row = entity id, embeddings of unit length."""
+
+    names: tuple[str, ...]
+    embeddings: Float32[np.ndarray, "entities dim"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a video's rows lie: ``rows`` rows from ``offset`` within one row group of one shard."""
+
+    shard: int
+    row_group: int
+    offset: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video's cached regions.
+
+    ``geometry`` holds centroid x, centroid y and area share, all 0..1 of the model's square crop (cls: centre, 1);
+    ``times`` are seconds; ``mask`` is False where a frame has fewer regions than the artifact's widest.
+    """
+
+    video_id: str
+    embeddings: Float16[np.ndarray, "frames tokens dim"]
+    norms: Float32[np.ndarray, "frames tokens"]
+    topk_entity: Int32[np.ndarray, "frames tokens topk"]
+    topk_score: Float32[np.ndarray, "frames tokens topk"]
+    geometry: Float32[np.ndarray, "frames tokens 3"]
+    times: Float64[np.ndarray, " frames"]
+    mask: Bool[np.ndarray, "frames tokens"]
+
+
+@dataclass
+class Alignments:
+    """An opened, complete Alignments artifact."""
+
+    path: Path
+    manifest: dict[str, Any]
+    plan: tuple[Planned, ...]
+    entities: Entities
+    index: dict[str, Slot]
+    failed: dict[str, str]
+    fingerprint: str
+    keep: int = 8
+    _groups: "OrderedDict[tuple[int, int], dict[str, np.ndarray]]" = field(default_factory=OrderedDict)
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """The vision-language model that made the embeddings."""
+        return self.manifest["model"]
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return self.manifest["dim"]
+
+    @property
+    def frames(self) -> int:
+        """Frames of every video."""
+        return self.manifest["frames"]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a frame: cls and the regions."""
+        return self.manifest["regions"] + 1
+
+    def bytes_per_video(self) -> int:
+        """Memory of one video as ``Video`` holds it."""
+        return self.frames * self.tokens * (2 * self.dim + 8 * self.manifest["top_k"] + 17)
+
+    def group_of(self, video_id: str) -> tuple[int, int]:
+        """Shard and row group of a video: videos of one group are read together."""
+        slot = self.index[video_id]
+        return slot.shard, slot.row_group
+
+    def read(self, video_ids: Iterable[str]) -> Iterator[Video]:
+        """Videos in the order asked for; the last ``keep`` row groups stay in memory, so sort by group."""
+        for video_id in video_ids:
+            yield self._video(video_id)
+
+    def _video(self, video_id: str) -> Video:
+        slot = self.index[video_id]
+        columns = self._group(slot.shard, slot.row_group)
+        rows = {name: column[slot.offset : slot.offset + slot.rows] for name, column in columns.items()}
+        if len(rows["video_id"]) != slot.rows or (rows["video_id"] != video_id).any():
+            raise _damaged(self.path, slot.shard, f"the rows of {video_id} are not where its marker says")
+        return self._assemble(video_id, rows, slot.shard)
+
+    def _assemble(self, video_id: str, rows: dict[str, np.ndarray], shard: int) -> Video:
+        f, s = self.frames, self.tokens
+        frame, region = rows["frame_index"], rows["region_index"]
+        if frame.min() < 0 or frame.max() >= f or region.min() < 0 or region.max() >= s:
+            raise _damaged(self.path, shard, f"{video_id} has frames or regions outside {f} x {s}")
+        place = frame.astype(np.int64) * s + region
+        mask = np.zeros(f * s, bool)
+        mask[place] = True
+        if mask.sum() != len(place) or not mask.reshape(f, s)[:, 0].all():
+            raise _damaged(self.path, shard, f"{video_id} lacks a frame's cls row or holds a row twice")
+
+        def spread(values: np.ndarray) -> np.ndarray:
+            out = np.zeros((f * s, *values.shape[1:]), values.dtype)
+            out[place] = values
+            return out.reshape(f, s, *values.shape[1:])
+
+        entity = spread(rows["topk_entity"])
+        if entity.min() < 0 or entity.max() >= len(self.entities.names):
+            raise _damaged(self.path, shard, f"{video_id} names entities outside 0..{len(self.entities.names) - 1}")
+        return Video(
+            video_id,
+            spread(rows["embedding"]),
+            spread(rows["norm"]),
+            entity,
+            spread(rows["topk_score"]),
+            spread(_geometry(rows, self.manifest["patches"])),
+            spread(rows["time_s"])[:, 0],
+            mask.reshape(f, s),
+        )
+
+    def _group(self, shard: int, row_group: int) -> dict[str, np.ndarray]:
+        key = shard, row_group
+        if key not in self._groups:
+            self._groups[key] = _read_group(self.path, shard, row_group, self.dim)
+            while len(self._groups) > self.keep:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(key)
+        return self._groups[key]
+
+
+def open_alignments(path: Path) -> Alignments:
+    """Open alignments whose every shard is done; otherwise say which are not and what to run."""
+    manifest = read_manifest(path, "alignments", MADE_BY)
+    plan = tuple(Planned(*row) for row in zip(*_columns(path / "videos.parquet", VIDEO_COLUMNS), strict=True))
+    markers = _read_markers(path, manifest["num_shards"])
+    index = {
+        video_id: Slot(shard, entry["row_group"], entry["offset"], entry["rows"])
+        for shard, marker in enumerate(markers)
+        for video_id, entry in marker["videos"].items()
+    }
+    failed: dict[str, str] = {}
+    for shard in range(len(markers)):
+        failed |= _read_failures(path / f"failures-{shard:05d}.parquet")
+    lost = [video.video_id for video in plan if video.video_id not in index and video.video_id not in failed]
+    if lost:
+        raise AdapterError(f"{path}: {len(lost)} planned videos are neither aligned nor failed, such as {lost[:3]}; run `aligner verify {path}`")
+    return Alignments(path, manifest, plan, _read_entities(path, manifest["dim"]), index, failed, _identity(manifest, markers))
+
+
+def _read_markers(path: Path, num_shards: int) -> list[dict[str, Any]]:
+    files = [path / f"shard-{shard:05d}.json" for shard in range(num_shards)]
+    missing = [str(shard) for shard, file in enumerate(files) if not file.is_file()]
+    if missing:
+        shown = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
+        raise AdapterError(
+            f"alignments {path} are incomplete: {len(missing)} of {num_shards} shards are not done ({shown}); "
+            f"run `aligner run --videos DIR --corpus DIR --model NAME --out {path}` again, it goes on where it stopped"
+        )
+    markers = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    if len({marker["fingerprint"] for marker in markers}) > 1:
+        raise AdapterError(f"the shards of {path} come from different settings; run `aligner verify {path}`")
+    return markers
+
+
+def _read_entities(path: Path, dim: int) -> Entities:
+    file = path / "entities.parquet"
+    if not file.is_file():
+        raise AdapterError(f"{path} lacks {file.name}; make it again with `{MADE_BY}`")
+    table = pq.read_table(file, columns=list(ENTITY_COLUMNS))
+    embeddings = vectors(table, "embedding")
+    if embeddings.shape[1] != dim:
+        raise AdapterError(f"{file} holds vectors of {embeddings.shape[1]} dimensions, the manifest says {dim}; run `{MADE_BY}`")
+    return Entities(tuple(table["name"].to_pylist()), embeddings)
+
+
+def _read_failures(file: Path) -> dict[str, str]:
+    if not file.is_file():
+        raise AdapterError(f"{file} is missing, though its shard is marked done; run `aligner verify {file.parent}`")
+    ids, stages, errors = _columns(file, ("video_id", "stage", "error"))
+    return {video_id: f"{stage}: {error}" for video_id, stage, error in zip(ids, stages, errors, strict=True)}
+
+
+def _columns(file: Path, names: tuple[str, ...]) -> list[list[Any]]:
+    if not file.is_file():
+        raise AdapterError(f"{file.parent} lacks {file.name}; make it again with `{MADE_BY}`")
+    table = pq.read_table(file)
+    missing = [name for name in names if name not in table.column_names]
+    if missing:
+        raise AdapterError(f"{file} lacks columns {missing}, found {table.column_names}; produced by `{MADE_BY}`")
+    return [table[name].to_pylist() for name in names]
+
+
+def _read_group(path: Path, shard: int, row_group: int, dim: int) -> dict[str, np.ndarray]:
+    file = path / f"shard-{shard:05d}.parquet"
+    try:
+        # ParquetFile rather than dataset.to_batches, which leaks and hangs when left half-read (arrow#39808, #45214).
+        with pq.ParquetFile(file, memory_map=True, page_checksum_verification=True) as parquet:
+            table = parquet.read_row_group(row_group, columns=list(COLUMNS))
+    except (OSError, pa.ArrowException, IndexError) as error:
+        raise _damaged(path, shard, str(error).splitlines()[0]) from error
+    columns = {name: _column(table[name].combine_chunks()) for name in COLUMNS if name != "embedding"}
+    raw = table["embedding"].combine_chunks()
+    if raw.type.byte_width != 2 * dim:
+        raise _damaged(path, shard, f"embeddings have {raw.type.byte_width} bytes, the manifest's dim needs {2 * dim}")
+    columns["embedding"] = np.frombuffer(raw.buffers()[1], "<f2").reshape(-1, dim)[raw.offset : raw.offset + len(raw)]
+    return columns
+
+
+def _column(array: pa.Array) -> np.ndarray:
+    if pa.types.is_fixed_size_list(array.type):
+        return np.asarray(array.flatten()).reshape(len(array), array.type.list_size)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    return np.asarray(array)
+
+
+def _geometry(rows: dict[str, np.ndarray], patches: int) -> Float32[np.ndarray, "rows 3"]:
+    area = rows["patches"].astype(np.float32) / patches
+    area[rows["region_index"] == 0] = 1.0
+    return np.stack([rows["cx"], rows["cy"], area], axis=1).astype(np.float32)
+
+
+def _identity(manifest: dict[str, Any], markers: list[dict[str, Any]]) -> str:
+    # The manifest is written before the shards are, so what was read is the plan and every shard's bytes.
+    parts = [manifest["fingerprint"], *(marker["sha256"] for marker in markers)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _damaged(path: Path, shard: int, why: str) -> AdapterError:
+    return AdapterError(f"shard {shard} of {path} is damaged: {why}; run `aligner verify {path}`, then align it again")

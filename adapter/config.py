@@ -1,0 +1,252 @@
+"""What a user may choose: the model's form and the training recipe, each choice with its reason.
+
+One flat vocabulary of names serves the command line, a ``--config`` file, ``--set`` and ``RUN/config.json``.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+class AdapterError(ValueError):
+    """Something the user can mend; the message says what was got, what is needed and what to run."""
+
+
+def did_you_mean(got: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the nearest known word, or an empty string."""
+    near = difflib.get_close_matches(got, list(known), n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None) -> Any:
+    """A config field that carries its own sentence and its own check."""
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low})
+
+
+def _check(config: Any) -> None:
+    for spec in fields(config):
+        value, choices, low = getattr(config, spec.name), spec.metadata["choices"], spec.metadata["low"]
+        if choices and value not in choices:
+            hint = did_you_mean(str(value), choices)
+            raise AdapterError(f"{spec.name} is '{value}'; it must be one of {', '.join(choices)}{hint}")
+        if low is not None and value < low:
+            raise AdapterError(f"{spec.name} is {value}; it must be at least {low}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The form of the model. Numbers that the data decide (dim, frames) are not here."""
+
+    model: str = option(
+        "alt",
+        "alt = entity queries over the video's context (Eq. 4-9); adapt_then_align = a temporal transformer over "
+        "cls embeddings of about the same size (the baseline); mean_pool = zero-shot, nothing is trained.",
+        choices=("alt", "adapt_then_align", "mean_pool"),
+    )
+    queries: str = option(
+        "aligned",
+        "aligned = one query a frame from its aligned entities (Eq. 6); tracks = one query an entity with its path "
+        "through the video; learned and cls are controls; random and shuffled are short for aligned with "
+        "identities=permuted and identities=shuffled.",
+        choices=("aligned", "tracks", "learned", "cls", "random", "shuffled"),
+    )
+    identities: str = option(
+        "aligned",
+        "Which entities the queries see. Controls: permuted = ids renamed by one fixed permutation (consistent, wrong "
+        "meaning); scrambled = another id for every region (no meaning); shuffled = those of another video in the batch.",
+        choices=("aligned", "permuted", "scrambled", "shuffled"),
+    )
+    context: str = option(
+        "regions",
+        "Keys and values. pooled = one vector a frame (Eq. 6, the paper's form); regions = every region token with "
+        "position, size and time codes (ours); cls = the frame's cls embedding alone.",
+        choices=("pooled", "regions", "cls"),
+    )
+    pool: str = option(
+        "mean", "How the tokens of a frame become one vector (the paper does not say).", choices=("mean", "attention")
+    )
+    time_codes: bool = option(
+        True, "Add a code of the frame's place in time to queries and context; without it only the convolution tells order."
+    )
+    residual: str = option(
+        "none",
+        "none = z is learned alone (best supervised in a prototype); cls = z starts as the mean cls embedding, which "
+        "keeps CLIP's zero-shot ability as the starting point.",
+        choices=("none", "cls"),
+    )
+    noise: str = option(
+        "train",
+        "When Gumbel noise is added to the alignment (Eq. 4): always as printed, train as in GroupViT, or never.",
+        choices=("train", "always", "never"),
+    )
+    scale: float = option(
+        100.0,
+        "Factor on the cosines before noise and softmax. The paper prints none; a cosine spans about 0.25, so with 1 "
+        "the sampled entity would be almost random.",
+        low=1e-6,
+    )
+    learn_scale: bool = option(False, "Learn the factor; it is then the only thing the straight-through gradient reaches.")
+    tau: float = option(1.0, "Temperature of the alignment's softmax.", low=1e-6)
+    blocks: int = option(4, "Number of blocks M (paper: 4 for ViT-B, 6 for ViT-L).", low=1)
+    width: int = option(0, "Width of the blocks; 0 = the embedding's dimension.", low=0)
+    heads: int = option(0, "Attention heads; 0 = width / 64, but at least 2.", low=0)
+    ffn_ratio: int = option(4, "Hidden width of a feed-forward block over its width.", low=1)
+    kernel: int = option(3, "Frames that the temporal convolution of Eq. 8 sees; odd.", low=1)
+    tracks: int = option(8, "Entities that become queries with queries=tracks: the highest summed scores.", low=1)
+    dropout: float = option(0.1, "Dropout on every residual branch in training.", low=0.0)
+    logit_scale: float = option(100.0, "Factor on the cosine of z and a label (CLIP's own value).", low=1e-6)
+    learn_logit_scale: bool = option(False, "Learn that factor.")
+    whiten_labels: bool = option(
+        False,
+        "Centre and whiten label embeddings by the training labels' statistics: caption-like labels are nearly parallel.",
+    )
+    shrinkage: float = option(0.3, "Share of the identity in the whitening's covariance; 1 only centres.", low=1e-6)
+    control_seed: int = option(0, "Seed of the fixed permutation behind identities=permuted.", low=0)
+
+    def __post_init__(self) -> None:
+        _check(self)
+        shorthand = {"random": "permuted", "shuffled": "shuffled"}
+        if self.queries in shorthand:
+            object.__setattr__(self, "identities", shorthand[self.queries])
+            object.__setattr__(self, "queries", "aligned")
+        if self.kernel % 2 == 0:
+            raise AdapterError(f"kernel is {self.kernel}; it must be odd, so that a frame sees as far back as ahead")
+        if self.dropout >= 1:
+            raise AdapterError(f"dropout is {self.dropout}; it must be below 1")
+        if self.shrinkage > 1:
+            raise AdapterError(f"shrinkage is {self.shrinkage}; it must be at most 1")
+        if self.identities != "aligned" and self.queries in ("learned", "cls"):
+            raise AdapterError(f"identities={self.identities} has no effect with queries={self.queries}")
+        if self.whiten_labels and (self.residual == "cls" or self.model == "mean_pool"):
+            raise AdapterError(
+                "whiten_labels moves labels away from CLIP's space, where the mean cls embedding lives; "
+                "use residual=none and a trained model with it"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The recipe: optimiser, schedule, data selection, machine."""
+
+    recipe: str = option(
+        "small",
+        "Starting values that explicit options override: small = a cached data set of up to some ten thousand "
+        "videos; paper = the published form and settings.",
+        choices=("small", "paper"),
+    )
+    epochs: int = option(30, "Passes over the training videos.", low=0)
+    batch_size: int = option(32, "Videos a step.", low=1)
+    lr: float = option(5e-4, "Peak learning rate (paper: 8e-5 at batch 256).", low=0.0)
+    min_lr: float = option(0.01, "Final learning rate as a share of the peak.", low=0.0)
+    warmup: float = option(2.0, "Epochs of linear warm-up.", low=0.0)
+    weight_decay: float = option(1e-3, "AdamW weight decay; none on vectors and scalars.", low=0.0)
+    beta1: float = option(0.9, "AdamW's first beta.", low=0.0)
+    beta2: float = option(0.98, "AdamW's second beta (X-CLIP's value).", low=0.0)
+    label_smoothing: float = option(0.1, "Label smoothing.", low=0.0)
+    grad_clip: float = option(1.0, "Largest norm of the gradient; 0 = no clipping.", low=0.0)
+    seed: int = option(0, "Seed of initial weights, order, noise and the few-shot draw.", low=0)
+    shots: int = option(0, "Videos a class to train (and at most as many to validate) on; 0 = all.", low=0)
+    split: str = option("train", "Split to train on, from the alignments' split column.")
+    val_split: str = option("val", "Split that chooses the epoch; where it has no videos, some are held out of the training split.")
+    val_fraction: float = option(0.1, "Share of each class held out for validation when there is no such split.", low=0.0)
+    cache_gb: float = option(4.0, "Keep the videos in memory when they fit this many gigabytes.", low=0.0)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    threads: int = option(0, "CPU threads; 0 leaves torch's choice (one can be faster on busy cores).", low=0)
+
+    def __post_init__(self) -> None:
+        _check(self)
+        for name in ("val_fraction", "label_smoothing", "min_lr", "beta1", "beta2"):
+            if getattr(self, name) > 1:
+                raise AdapterError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "small": {},
+    "paper": {
+        "context": "pooled",
+        "time_codes": False,
+        "dropout": 0.0,
+        "epochs": 30,
+        "warmup": 5.0,
+        "batch_size": 256,
+        "lr": 8e-5,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Both configs, as one flat set of names outside and two typed objects inside."""
+
+    model: ModelConfig
+    train: TrainConfig
+
+    def flat(self) -> dict[str, Any]:
+        """One dictionary of every value, as stored in ``RUN/config.json``."""
+        return {**asdict(self.model), **asdict(self.train)}
+
+
+def help_of(name: str) -> str:
+    """The sentence of a field, for the command line."""
+    return _FIELDS[name].metadata["help"]
+
+
+def make_settings(values: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from flat values over the recipe they name; unknown names raise with the nearest known one."""
+    values = dict(values or {})
+    for name in values:
+        if name not in _FIELDS:
+            raise AdapterError(f"unknown option '{name}'{did_you_mean(name, _FIELDS)}")
+    recipe = TrainConfig(recipe=values.get("recipe", "small")).recipe
+    merged = {name: _typed(name, value) for name, value in {**RECIPES[recipe], **values}.items()}
+    return Settings(
+        ModelConfig(**{k: v for k, v in merged.items() if k in _MODEL_NAMES}),
+        TrainConfig(**{k: v for k, v in merged.items() if k not in _MODEL_NAMES}),
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Flat values from a TOML or JSON file, such as another run's ``config.json``."""
+    if not path.is_file():
+        raise AdapterError(f"no config file at {path}")
+    text = path.read_text(encoding="utf-8")
+    try:
+        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except ValueError as error:
+        raise AdapterError(f"{path.name} is not valid {path.suffix[1:] or 'json'}: {error}") from error
+    if not isinstance(values, dict):
+        raise AdapterError(f"{path.name} holds a {type(values).__name__}; a table of option = value is needed")
+    return values
+
+
+def parse_assignments(pairs: Iterable[str]) -> dict[str, str]:
+    """``["blocks=2"]`` -> ``{"blocks": "2"}``; types are settled by ``make_settings``."""
+    values = {}
+    for pair in pairs:
+        name, found, value = pair.partition("=")
+        if not found:
+            raise AdapterError(f"--set got '{pair}'; it needs NAME=VALUE, for example --set blocks=2")
+        values[name.strip().replace("-", "_")] = value.strip()
+    return values
+
+
+def _typed(name: str, value: Any) -> Any:
+    kind = type(_FIELDS[name].default)
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    try:
+        if kind is bool:
+            return value if isinstance(value, bool) else words[str(value).lower()]
+        if kind is int and isinstance(value, bool | float) and value != int(value):
+            raise ValueError
+        return kind(value)
+    except (KeyError, TypeError, ValueError):
+        raise AdapterError(f"{name} is '{value}'; it must be a {kind.__name__}") from None
+
+
+_FIELDS = {spec.name: spec for config in (ModelConfig, TrainConfig) for spec in fields(config)}
+_MODEL_NAMES = {spec.name for spec in fields(ModelConfig)}
+assert all(spec.default is not MISSING for spec in _FIELDS.values())

@@ -1,0 +1,236 @@
+"""From cached alignments to batches: which videos, which class, in which order.
+
+Every planned video is accounted for: chosen, failed upstream, without a label, or with a label that the set lacks.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from adapter.alignments import Alignments, Planned, Video
+from adapter.config import AdapterError
+from adapter.labels import Labels
+
+WINDOW = 8  # row groups that are shuffled together when the data do not fit in memory
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Videos stacked; tokens are cls (0) and regions, padded where ``mask`` is False.
+
+    ``geometry`` is centroid x, y and area share; ``times`` seconds; ``label`` -1 where unknown.
+    """
+
+    embeddings: Float[Tensor, "videos frames tokens dim"]
+    norms: Float[Tensor, "videos frames tokens"]
+    topk_entity: Int64[Tensor, "videos frames tokens topk"]
+    topk_score: Float[Tensor, "videos frames tokens topk"]
+    geometry: Float[Tensor, "videos frames tokens 3"]
+    times: Float[Tensor, "videos frames"]
+    mask: Bool[Tensor, "videos frames tokens"]
+    label: Int64[Tensor, " videos"]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with every tensor changed alike (moved, indexed, repeated)."""
+        return Batch(**{spec.name: change(getattr(self, spec.name)) for spec in fields(self)})
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on another device."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def reversed(self) -> "Batch":
+        """The videos played backwards: contents in opposite order, the clock unchanged."""
+        kept = ("times", "label")
+        return replace(self, **{s.name: getattr(self, s.name).flip(1) for s in fields(self) if s.name not in kept})
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A video and its class, -1 where unknown."""
+
+    video_id: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The videos of one split, and those that are not among them, by reason."""
+
+    samples: tuple[Sample, ...]
+    failed: tuple[Planned, ...]
+    unlabelled: tuple[str, ...]
+    unknown: tuple[Planned, ...]
+
+    def counts(self) -> dict[str, int]:
+        """How many videos of the split went where; the parts sum to ``planned``."""
+        parts = {
+            "ok": len(self.samples),
+            "failed": len(self.failed),
+            "unlabelled": len(self.unlabelled),
+            "unknown_label": len(self.unknown),
+        }
+        return {"planned": sum(parts.values()), **parts}
+
+
+def collate(items: Sequence[tuple[Video, int]]) -> Batch:
+    """Stack videos; copies, since arrays from a memory map are read-only."""
+
+    def stack(name: str, kind: Any) -> Tensor:
+        return torch.from_numpy(np.stack([getattr(video, name) for video, _ in items]).astype(kind))
+
+    return Batch(
+        stack("embeddings", np.float32),
+        stack("norms", np.float32),
+        stack("topk_entity", np.int64),
+        stack("topk_score", np.float32),
+        stack("geometry", np.float32),
+        stack("times", np.float32),
+        stack("mask", bool),
+        torch.tensor([label for _, label in items], dtype=torch.int64),
+    )
+
+
+class VideoDataset(Dataset):
+    """Map-style over videos; everything is kept in memory when it fits ``cache_gb``."""
+
+    def __init__(self, alignments: Alignments, samples: Sequence[Sample], cache_gb: float = 4.0) -> None:
+        self.alignments = alignments
+        self.samples = tuple(samples)
+        self.cached = len(self.samples) * alignments.bytes_per_video() <= cache_gb * 1e9
+        self._memory: dict[str, Video] = {}
+        alignments.keep = max(alignments.keep, WINDOW)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> tuple[Video, int]:
+        """The i-th video (half-precision embeddings) and its class."""
+        sample = self.samples[i]
+        video = self._memory.get(sample.video_id)
+        if video is None:
+            (video,) = self.alignments.read([sample.video_id])
+            if self.cached:
+                self._memory[sample.video_id] = _own(video)
+        return video, sample.label
+
+    def batches(self, order: Sequence[int], size: int) -> Iterator[Batch]:
+        """Batches in the order given; the last one may be smaller, none is dropped."""
+        for start in range(0, len(order), size):
+            yield collate([self[int(i)] for i in order[start : start + size]])
+
+    def reading_order(self) -> list[int]:
+        """All videos once, so that each row group is read once."""
+        return sorted(range(len(self)), key=lambda i: self.alignments.group_of(self.samples[i].video_id))
+
+    def epoch_order(self, seed: int, epoch: int) -> list[int]:
+        """All videos once, shuffled by (seed, epoch): fully when cached, else within windows of row groups."""
+        rng = np.random.default_rng((seed, epoch))
+        if self.cached:
+            return rng.permutation(len(self)).tolist()
+        return windowed_order([self.alignments.group_of(s.video_id) for s in self.samples], rng, WINDOW)
+
+
+def windowed_order(groups: Sequence[tuple[int, int]], rng: np.random.Generator, window: int) -> list[int]:
+    """Shuffle the groups, then the members of every ``window`` groups together: few reads, near-random order."""
+    members: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, group in enumerate(groups):
+        members[group].append(i)
+    keys = [sorted(members)[i] for i in rng.permutation(len(members))]
+    order: list[int] = []
+    for start in range(0, len(keys), window):
+        pool = [i for key in keys[start : start + window] for i in members[key]]
+        order += [pool[i] for i in rng.permutation(len(pool))]
+    return order
+
+
+def split_videos(alignments: Alignments, split: str, option: str = "--split") -> list[Planned]:
+    """The planned videos of a split; ``all`` is every video. A split without videos raises with those there are."""
+    chosen = [video for video in alignments.plan if split == "all" or video.split == split]
+    if not chosen:
+        found = sorted({video.split for video in alignments.plan if video.split})
+        why = f"it has {', '.join(found)}" if found else "no video names one"
+        raise AdapterError(f"{option} {split}: {alignments.path} has no such split ({why}); '{option} all' takes every video")
+    return chosen
+
+
+def train_and_val(
+    alignments: Alignments, split: str, val_split: str, fraction: float
+) -> tuple[list[Planned], list[Planned]]:
+    """Videos to train on and videos to choose the epoch by.
+
+    With split names: the two splits. Without any: all videos, of which ``fraction`` of each class are held out.
+    With a training split but no validation split: held out of the training split. The test split is never touched.
+    """
+    named = {video.split for video in alignments.plan if video.split}
+    train = split_videos(alignments, split if named else "all")
+    if val_split in named and val_split != split:
+        return train, split_videos(alignments, val_split, "--val-split")
+    return hold_out(train, fraction)
+
+
+def hold_out(videos: Sequence[Planned], fraction: float) -> tuple[list[Planned], list[Planned]]:
+    """Of each label the ``round(fraction * n)`` videos with the lowest hash of their id: the same for every seed."""
+    by_label: dict[str | None, list[Planned]] = defaultdict(list)
+    for video in videos:
+        by_label[video.label].append(video)
+    held: set[str] = set()
+    for group in by_label.values():
+        group.sort(key=lambda video: hashlib.sha256(video.video_id.encode()).digest())
+        held |= {video.video_id for video in group[: round(fraction * len(group))]}
+    return [v for v in videos if v.video_id not in held], [v for v in videos if v.video_id in held]
+
+
+def select(alignments: Alignments, videos: Sequence[Planned], labels: Labels) -> Selection:
+    """Match videos to classes and sort out, by reason, those that cannot be used."""
+    samples, failed, unlabelled, unknown = [], [], [], []
+    for video in videos:
+        label = labels.match(video.label)
+        if video.video_id in alignments.failed:
+            failed.append(video)
+        elif video.label is None:
+            unlabelled.append(video.video_id)
+        elif label < 0:
+            unknown.append(video)
+        else:
+            samples.append(Sample(video.video_id, label))
+    return Selection(tuple(samples), tuple(failed), tuple(unlabelled), tuple(unknown))
+
+
+def require_samples(selection: Selection, labels: Labels, what: str) -> None:
+    """Raise, with examples of both spellings, when nothing is left to use."""
+    if selection.samples:
+        return
+    videos = sorted({video.label for video in selection.unknown if video.label})[:5]
+    raise AdapterError(
+        f"no usable video {what}: {selection.counts()}; labels of the videos: {videos or 'none'}, "
+        f"labels of the set: {sorted(labels.labels)[:5]}; make a label set from the videos' labels with "
+        "`corpus-builder labels --labels FILE --out DIR`"
+    )
+
+
+def draw_shots(samples: Sequence[Sample], shots: int, seed: int) -> list[Sample]:
+    """At most ``shots`` videos of each class, drawn by ``seed``; 0 keeps all."""
+    if shots == 0:
+        return list(samples)
+    by_class: dict[int, list[Sample]] = defaultdict(list)
+    for sample in sorted(samples, key=lambda s: s.video_id):
+        by_class[sample.label].append(sample)
+    kept: list[Sample] = []
+    for label, members in sorted(by_class.items()):
+        order = np.random.default_rng((seed, label)).permutation(len(members))
+        kept += [members[i] for i in sorted(order[:shots])]
+    return kept
+
+
+def _own(video: Video) -> Video:
+    # A cached view would keep its whole row group alive.
+    arrays = {s.name: getattr(video, s.name) for s in fields(video) if s.name != "video_id"}
+    return Video(video.video_id, **{name: np.array(array) for name, array in arrays.items()})

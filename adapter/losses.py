@@ -1,0 +1,15 @@
+"""The training loss."""
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+def classification_loss(
+    logits: Float[Tensor, "videos classes"], label: Int64[Tensor, " videos"], smoothing: float = 0.0
+) -> Float[Tensor, ""]:
+    """Cross-entropy over the label set (Eq. 10), mean over the videos whose label is not -1; zero without any."""
+    kept = label >= 0
+    if not kept.any():
+        return logits.sum() * 0.0
+    return F.cross_entropy(logits[kept].float(), label[kept], label_smoothing=smoothing)

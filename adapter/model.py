@@ -1,0 +1,589 @@
+"""The video adapter (Eq. 4-9): alignment, queries, context, blocks, head; and its baselines.
+
+``build_model`` owns the numbers; every module receives its parts. The entity table is an argument of ``forward``,
+never a parameter, so a trained model meets other corpora and other label sets of the same vision-language model.
+
+Notation: b videos, t frames, s tokens of a frame (cls at 0, then regions), q queries, w width, d embedding dimension.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from adapter.config import AdapterError, ModelConfig
+from adapter.dataset import Batch
+from adapter.layers import (
+    Attention,
+    AttentionPool,
+    FeedForward,
+    GeometryCode,
+    MeanPool,
+    NoTimeCode,
+    TemporalConv,
+    TimeCode,
+    fourier,
+    log_size,
+    masked_mean,
+    mlp,
+)
+
+TRACK_OCTAVES = 3
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the data decide: length of an embedding and frames a video."""
+
+    dim: int
+    frames: int
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Entities given to tokens; ``agreement`` is the share of tokens whose noisy and noise-free choice agree."""
+
+    embeddings: Float[Tensor, "b t s d"]
+    agreement: Float[Tensor, ""]
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Tokens that ask; ``mask`` is False for padding."""
+
+    tokens: Float[Tensor, "b q w"]
+    mask: Bool[Tensor, "b q"]
+    agreement: Float[Tensor, ""]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Tokens that are asked, by frame (Ê of Eq. 6, or its regions)."""
+
+    tokens: Float[Tensor, "b t s w"]
+    mask: Bool[Tensor, "b t s"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Video representation z before the residual, and the alignment's agreement (1 where there is no noise)."""
+
+    z: Float[Tensor, "b d"]
+    agreement: Float[Tensor, ""]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Logits over the label set, unit z, agreement."""
+
+    logits: Float[Tensor, "b classes"]
+    z: Float[Tensor, "b d"]
+    agreement: Float[Tensor, ""]
+
+
+class QueryBuilder(Protocol):
+    """What turns a batch and the entity table into queries."""
+
+    def __call__(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Queries:
+        """Build the queries."""
+
+
+class ContextBuilder(Protocol):
+    """What turns a batch into keys and values."""
+
+    def __call__(self, batch: Batch) -> Context:
+        """Build the context."""
+
+
+# ------------------------------------------------------------------ alignment
+
+
+class Alignment(nn.Module):
+    """Eq. 4-5 over the cached top-k: Gumbel-softmax over entities, straight-through one-hot.
+
+    A = softmax((scale * cos + gamma) / tau), gamma ~ Gumbel(0, 1); the forward value is the entity at A's maximum, the
+    gradient is that of the soft mixture A S. The softmax runs over the k cached entities, not the whole corpus. In a
+    frozen cache nothing upstream learns unless ``learn_scale``; the noise then still swaps near-equal entities, an
+    augmentation of the queries.
+    """
+
+    def __init__(self, scale: float, learn_scale: bool, tau: float, noise: str) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(scale).log(), requires_grad=learn_scale)
+        self.tau = tau
+        self.noise = noise
+
+    def forward(
+        self,
+        score: Float[Tensor, "b t s k"],
+        entity: Int64[Tensor, "b t s k"],
+        entities: Float[Tensor, "entities d"],
+        mask: Bool[Tensor, "b t s"],
+    ) -> Aligned:
+        """The aligned entity embedding of every token."""
+        logits = self.log_scale.exp() * score
+        noisy = self.noise == "always" or (self.noise == "train" and self.training)
+        perturbed = logits + gumbel(logits) if noisy else logits
+        choice = perturbed.argmax(-1, keepdim=True)
+        value = entities[entity.gather(-1, choice).squeeze(-1)]
+        if perturbed.requires_grad:
+            soft = mix((perturbed / self.tau).softmax(-1), entity, entities)
+            value = value + (soft - soft.detach())
+        same = (choice.squeeze(-1) == logits.argmax(-1)) & mask
+        return Aligned(value, same.sum() / mask.sum().clamp_min(1))
+
+
+def gumbel(like: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Samples of Gumbel(0, 1): minus the log of an exponential variable."""
+    tiny = torch.finfo(like.dtype).tiny
+    return -torch.empty_like(like).exponential_().clamp_min(tiny).log()
+
+
+def mix(
+    weights: Float[Tensor, "*batch k"], entity: Int64[Tensor, "*batch k"], entities: Float[Tensor, "entities d"]
+) -> Float[Tensor, "*batch d"]:
+    """A S for the cached entities, without gathering k embeddings a token."""
+    k = weights.shape[-1]
+    bags = F.embedding_bag(entity.reshape(-1, k), entities, per_sample_weights=weights.reshape(-1, k), mode="sum")
+    return bags.reshape(*weights.shape[:-1], -1)
+
+
+# ------------------------------------------------------------------ controls: whose entities the queries see
+
+Identities = Callable[[Batch, int], Batch]
+
+
+def permuted(seed: int) -> Identities:
+    """Control: every id renamed by one fixed permutation, the same in every video: consistent, wrong meaning."""
+
+    def change(batch: Batch, entities: int) -> Batch:
+        order = torch.randperm(entities, generator=torch.Generator().manual_seed(seed))
+        return replace(batch, topk_entity=order.to(batch.topk_entity.device)[batch.topk_entity])
+
+    return change
+
+
+def scrambled(batch: Batch, entities: int) -> Batch:
+    """Control: another id for every token, from a hash of its scores: repeatable, without meaning."""
+    bits = batch.topk_score.contiguous().view(torch.int32).long()
+    hashed = (bits * 2654435761 + batch.topk_entity * 40503) & 0x7FFFFFFF
+    return replace(batch, topk_entity=(hashed >> 7) % entities)
+
+
+def shuffled(batch: Batch, entities: int) -> Batch:
+    """Control: the entities of the next video in the batch (a batch of one keeps its own)."""
+    return replace(batch, topk_entity=batch.topk_entity.roll(1, 0), topk_score=batch.topk_score.roll(1, 0))
+
+
+def unchanged(batch: Batch, entities: int) -> Batch:
+    """The entities as aligned."""
+    return batch
+
+
+# ------------------------------------------------------------------ queries
+
+
+class AlignedQueries(nn.Module):
+    """One query a frame: q_t = MLP_q(pool of the frame's aligned entities) (Eq. 6); cls is aligned too."""
+
+    def __init__(self, alignment: nn.Module, pool: nn.Module, project: nn.Module, time: nn.Module) -> None:
+        super().__init__()
+        self.alignment, self.pool, self.project, self.time = alignment, pool, project, time
+
+    def forward(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Queries:
+        """Queries of all frames."""
+        aligned = self.alignment(batch.topk_score, batch.topk_entity, entities, batch.mask)
+        tokens = self.project(self.pool(aligned.embeddings, batch.mask)) + self.time()
+        return Queries(tokens, batch.mask[:, :, 0], aligned.agreement)
+
+
+class ClsQueries(nn.Module):
+    """Control: one query a frame from its cls embedding, no entities."""
+
+    def __init__(self, project: nn.Module, time: nn.Module) -> None:
+        super().__init__()
+        self.project, self.time = project, time
+
+    def forward(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Queries:
+        """Queries of all frames."""
+        tokens = self.project(batch.embeddings[:, :, 0]) + self.time()
+        return Queries(tokens, batch.mask[:, :, 0], tokens.new_ones(()))
+
+
+class LearnedQueries(nn.Module):
+    """Control: one learned query a frame, the same for every video."""
+
+    def __init__(self, frames: int, width: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.randn(frames, width))
+
+    def forward(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Queries:
+        """The same queries for every video."""
+        tokens = self.tokens.expand(len(batch.label), -1, -1)
+        return Queries(tokens, batch.mask[:, :, 0], tokens.new_ones(()))
+
+
+class TrackQueries(nn.Module):
+    """One query an entity: its embedding plus the code of its path (centroid, area, presence in every frame).
+
+    The entities are those with the highest summed score over the regions (not cls, which is everywhere) whose best
+    entity they are, noise-free: tracks are bookkeeping, not a sample. Ours, not the paper's.
+    """
+
+    def __init__(self, tracks: int, frames: int, dim: int, width: int) -> None:
+        super().__init__()
+        self.tracks = tracks
+        self.project = mlp(dim, width)
+        self.code = nn.Sequential(
+            nn.Linear(frames * track_features(), width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width)
+        )
+
+    def forward(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Queries:
+        """Tracks of every video; fewer distinct entities than ``tracks`` leave masked queries."""
+        entity, score, mask = batch.topk_entity[:, :, 1:, 0], batch.topk_score[:, :, 1:, 0], batch.mask[:, :, 1:]
+        chosen, found = top_entities(entity, score, mask, self.tracks, len(entities))
+        codes = track_codes(entity, mask, batch.geometry[:, :, 1:], chosen)
+        tokens = self.project(entities[chosen]) + self.code(codes.flatten(2))
+        # Attention needs a key even in a video without regions.
+        found[:, 0] = True
+        return Queries(tokens, found, tokens.new_ones(()))
+
+
+def top_entities(
+    entity: Int64[Tensor, "b t r"],
+    score: Float[Tensor, "b t r"],
+    mask: Bool[Tensor, "b t r"],
+    tracks: int,
+    entities: int,
+) -> tuple[Int64[Tensor, "b q"], Bool[Tensor, "b q"]]:
+    """The entities with the highest summed score, and which of them occur at all; q = min(tracks, entities)."""
+    flat, kept = entity.flatten(1), mask.flatten(1)
+    total = score.new_zeros(len(entity), entities).scatter_add_(1, flat, score.flatten(1) * kept)
+    count = torch.zeros_like(total).scatter_add_(1, flat, kept.to(total.dtype))
+    order = total.masked_fill(count == 0, -torch.inf).topk(min(tracks, entities), dim=1)
+    return order.indices, order.values > -torch.inf
+
+
+def track_codes(
+    entity: Int64[Tensor, "b t r"],
+    mask: Bool[Tensor, "b t r"],
+    geometry: Float[Tensor, "b t r 3"],
+    chosen: Int64[Tensor, "b q"],
+) -> Float[Tensor, "b q t features"]:
+    """Per entity and frame: Fourier features of the area-weighted centroid, log size, presence; zero when absent."""
+    member = (entity[:, None] == chosen[:, :, None, None]) & mask[:, None]
+    weight = member * geometry[:, None, ..., 2]  # b q t r
+    area = weight.sum(-1)
+    centre = torch.einsum("bqtr,btrc->bqtc", weight, geometry[..., :2]) / area.clamp_min(1e-6).unsqueeze(-1)
+    present = member.any(-1).to(area.dtype).unsqueeze(-1)
+    code = torch.cat([fourier(centre, TRACK_OCTAVES), log_size(area).unsqueeze(-1), torch.ones_like(present)], -1)
+    return code * present
+
+
+def track_features() -> int:
+    """Numbers of a track's code a frame."""
+    return 4 * TRACK_OCTAVES + 2
+
+
+# ------------------------------------------------------------------ context
+
+
+class PooledContext(nn.Module):
+    """The paper's form: ê_t = MLP_e(pool of the frame's tokens) (Eq. 6), one key a frame."""
+
+    def __init__(self, pool: nn.Module, project: nn.Module, time: nn.Module) -> None:
+        super().__init__()
+        self.pool, self.project, self.time = pool, project, time
+
+    def forward(self, batch: Batch) -> Context:
+        """One token a frame."""
+        tokens = self.project(self.pool(batch.embeddings, batch.mask)) + self.time()
+        return Context(tokens.unsqueeze(2), batch.mask[:, :, :1])
+
+
+class ClsContext(nn.Module):
+    """The frame's cls embedding alone: no region features."""
+
+    def __init__(self, project: nn.Module, time: nn.Module) -> None:
+        super().__init__()
+        self.project, self.time = project, time
+
+    def forward(self, batch: Batch) -> Context:
+        """One token a frame."""
+        tokens = self.project(batch.embeddings[:, :, 0]) + self.time()
+        return Context(tokens.unsqueeze(2), batch.mask[:, :, :1])
+
+
+class RegionContext(nn.Module):
+    """Every region token is a key, with codes of its position, size and time. Ours, not the paper's."""
+
+    def __init__(self, project: nn.Module, geometry: nn.Module, time: nn.Module) -> None:
+        super().__init__()
+        self.project, self.geometry, self.time = project, geometry, time
+
+    def forward(self, batch: Batch) -> Context:
+        """All tokens of all frames."""
+        tokens = self.project(batch.embeddings) + self.geometry(batch.geometry) + self.time().unsqueeze(1)
+        return Context(tokens, batch.mask)
+
+
+# ------------------------------------------------------------------ blocks and encoders
+
+
+class Block(nn.Module):
+    """Eq. 8, pre-norm: Q' = Q + SA(Q); Ê_m = Ê + Conv1D_m(Ê); Q'' = Q' + CA(Q', Ê_m); Q_m = Q'' + FFN(Q'')."""
+
+    def __init__(self, width: int, heads: int, ffn_ratio: int, kernel: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_self, self.norm_cross, self.norm_keys = (nn.LayerNorm(width) for _ in range(3))
+        self.self_attention, self.cross_attention = Attention(width, heads), Attention(width, heads)
+        self.conv = TemporalConv(width, kernel)
+        self.ffn = FeedForward(width, ffn_ratio)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, tokens: Float[Tensor, "b q w"], mask: Bool[Tensor, "b q"], context: Context
+    ) -> Float[Tensor, "b q w"]:
+        """The next queries; the context is always the same Ê."""
+        tokens = self._attend_to_self(tokens, mask)
+        attended = self.cross_attention(self.norm_cross(tokens), self._keys(context), context.mask.flatten(1))
+        tokens = tokens + self.dropout(attended)
+        return tokens + self.dropout(self.ffn(tokens))
+
+    def cross_weights(
+        self, tokens: Float[Tensor, "b q w"], mask: Bool[Tensor, "b q"], context: Context
+    ) -> Float[Tensor, "b q n"]:
+        """How much each query looks at each key (frames x tokens, flattened) in this block."""
+        tokens = self._attend_to_self(tokens, mask)
+        return self.cross_attention.weights(self.norm_cross(tokens), self._keys(context), context.mask.flatten(1))
+
+    def _attend_to_self(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        normed = self.norm_self(tokens)
+        return tokens + self.dropout(self.self_attention(normed, normed, mask))
+
+    def _keys(self, context: Context) -> Tensor:
+        return self.norm_keys(self.conv(context.tokens, context.mask).flatten(1, 2))
+
+
+class AltEncoder(nn.Module):
+    """Queries over context through M blocks; z = MLP(mean of Q_M) (Eq. 9)."""
+
+    def __init__(
+        self, identities: Identities, queries: nn.Module, context: nn.Module, blocks: list[Block], head: nn.Module
+    ) -> None:
+        super().__init__()
+        self.identities = identities
+        self.queries, self.context, self.blocks, self.head = queries, context, nn.ModuleList(blocks), head
+
+    def forward(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Encoded:
+        """Encode a batch."""
+        queries, context = self._start(batch, entities)
+        tokens = queries.tokens
+        for block in self.blocks:
+            tokens = block(tokens, queries.mask, context)
+        return Encoded(self.head(masked_mean(tokens, queries.mask)), queries.agreement)
+
+    def attention(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Float[Tensor, "b t s"]:
+        """Cross-attention on every context token, mean over queries and blocks; sums to 1 a video."""
+        queries, context = self._start(batch, entities)
+        tokens, kept = queries.tokens, queries.mask
+        total = torch.zeros_like(context.mask, dtype=tokens.dtype)
+        for block in self.blocks:
+            weights = block.cross_weights(tokens, kept, context)
+            total = total + masked_mean(weights, kept).view_as(total) / len(self.blocks)
+            tokens = block(tokens, kept, context)
+        return total
+
+    def _start(self, batch: Batch, entities: Tensor) -> tuple[Queries, Context]:
+        return self.queries(self.identities(batch, len(entities)), entities), self.context(batch)
+
+
+class TemporalEncoder(nn.Module):
+    """Baseline, adapt then align: a transformer over the frames' cls embeddings; knows no entities, no regions."""
+
+    def __init__(self, project: nn.Module, frames: int, width: int, layers: list[nn.Module], head: nn.Module) -> None:
+        super().__init__()
+        self.project = project
+        self.place = nn.Parameter(0.02 * torch.randn(frames, width))
+        self.layers, self.head = nn.ModuleList(layers), head
+
+    def forward(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Encoded:
+        """Encode a batch."""
+        tokens = self.project(batch.embeddings[:, :, 0]) + self.place
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return Encoded(self.head(tokens.mean(1)), tokens.new_ones(()))
+
+
+class TemporalLayer(nn.Module):
+    """One pre-norm transformer layer over frames."""
+
+    def __init__(self, width: int, heads: int, ffn_ratio: int, dropout: float) -> None:
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(width), Attention(width, heads)
+        self.ffn, self.dropout = FeedForward(width, ffn_ratio), nn.Dropout(dropout)
+
+    def forward(self, tokens: Float[Tensor, "b t w"]) -> Float[Tensor, "b t w"]:
+        """The next tokens."""
+        normed = self.norm(tokens)
+        every = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        tokens = tokens + self.dropout(self.attention(normed, normed, every))
+        return tokens + self.dropout(self.ffn(tokens))
+
+
+class MeanPoolEncoder(nn.Module):
+    """Zero-shot: z is the mean of the cls embeddings; nothing to train."""
+
+    def forward(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Encoded:
+        """Encode a batch."""
+        return Encoded(mean_cls(batch), batch.norms.new_ones(()))
+
+
+def mean_cls(batch: Batch) -> Float[Tensor, "b d"]:
+    """Unit mean of the frames' cls embeddings."""
+    return F.normalize(batch.embeddings[:, :, 0].mean(1), dim=-1)
+
+
+# ------------------------------------------------------------------ labels and the whole
+
+
+class LabelWhitening(nn.Module):
+    """Centre and whiten label embeddings by the training labels' statistics, so that unseen labels move alike.
+
+    C = (1 - s) Cov + s tr(Cov)/d I; a label becomes the unit vector of C^-1/2 (c - mean). Identity until fitted.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("matrix", torch.eye(dim))
+
+    @torch.no_grad()
+    def fit(self, labels: Float[Tensor, "classes d"], shrinkage: float) -> None:
+        """Take the statistics of the training labels; one label has none and is refused."""
+        if len(labels) < 2:
+            raise AdapterError("whiten_labels needs at least two training labels")
+        centred = (labels - labels.mean(0)).double()
+        covariance = centred.T @ centred / len(labels)
+        spread = covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype)
+        values, basis = torch.linalg.eigh((1 - shrinkage) * covariance + shrinkage * spread)
+        self.mean.copy_(labels.mean(0))
+        self.matrix.copy_((basis * values.rsqrt()) @ basis.T * covariance.diagonal().mean().sqrt())
+
+    def forward(self, labels: Float[Tensor, "classes d"]) -> Float[Tensor, "classes d"]:
+        """Unit, transformed labels."""
+        return F.normalize((labels - self.mean) @ self.matrix, dim=-1)
+
+
+class VideoAdapter(nn.Module):
+    """Encoder, residual and cosine head: logits = exp(logit_scale) cos(z, c_i) (Eq. 10 with CLIP's scale)."""
+
+    def __init__(
+        self, encoder: nn.Module, whitening: LabelWhitening, logit_scale: float, learn_scale: bool, residual: bool
+    ) -> None:
+        super().__init__()
+        self.encoder, self.whitening, self.residual = encoder, whitening, residual
+        self.log_scale = nn.Parameter(torch.tensor(logit_scale).log(), requires_grad=learn_scale)
+
+    def forward(
+        self, batch: Batch, entities: Float[Tensor, "entities d"], labels: Float[Tensor, "classes d"]
+    ) -> Output:
+        """Score the videos of a batch against a label set of unit embeddings."""
+        encoded = self.encoder(batch, entities)
+        z = F.normalize(mean_cls(batch) + encoded.z if self.residual else encoded.z, dim=-1)
+        logits = self.log_scale.exp() * z @ self.whitening(labels).T
+        return Output(logits, z, encoded.agreement)
+
+
+def build_model(config: ModelConfig, shape: Shape) -> VideoAdapter:
+    """The model that a config names, with fresh weights from torch's global generator."""
+    encoders: dict[str, Callable[[ModelConfig, Shape], nn.Module]] = {
+        "alt": _alt,
+        "adapt_then_align": _temporal,
+        "mean_pool": lambda config, shape: MeanPoolEncoder(),
+    }
+    encoder = encoders[config.model](config, shape)
+    residual = config.residual == "cls" and config.model != "mean_pool"
+    if residual:
+        # The learned part starts at zero: before training, z is zero-shot CLIP's.
+        nn.init.zeros_(encoder.head[-1].weight)
+        nn.init.zeros_(encoder.head[-1].bias)
+    return VideoAdapter(encoder, LabelWhitening(shape.dim), config.logit_scale, config.learn_logit_scale, residual)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable numbers of a model."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _sizes(config: ModelConfig, dim: int) -> tuple[int, int]:
+    width = config.width or dim
+    heads = config.heads or max(2, width // 64)
+    if width % heads:
+        raise AdapterError(f"width is {width} and heads is {heads}; heads must divide the width")
+    return width, heads
+
+
+def _alt(config: ModelConfig, shape: Shape) -> AltEncoder:
+    width, heads = _sizes(config, shape.dim)
+    blocks = [
+        Block(width, heads, config.ffn_ratio, config.kernel, config.dropout) for _ in range(config.blocks)
+    ]
+    return AltEncoder(
+        _identities(config), _queries(config, shape, width), _context(config, shape, width), blocks, mlp(width, shape.dim)
+    )
+
+
+def _identities(config: ModelConfig) -> Identities:
+    changes = {"permuted": permuted(config.control_seed), "scrambled": scrambled, "shuffled": shuffled}
+    return changes.get(config.identities, unchanged)
+
+
+def _queries(config: ModelConfig, shape: Shape, width: int) -> nn.Module:
+    alignment = Alignment(config.scale, config.learn_scale, config.tau, config.noise)
+    builders: dict[str, Callable[[], nn.Module]] = {
+        "aligned": lambda: AlignedQueries(
+            alignment, _pool(config, shape.dim), mlp(shape.dim, width), _time(config, shape, width)
+        ),
+        "cls": lambda: ClsQueries(mlp(shape.dim, width), _time(config, shape, width)),
+        "learned": lambda: LearnedQueries(shape.frames, width),
+        "tracks": lambda: TrackQueries(config.tracks, shape.frames, shape.dim, width),
+    }
+    return builders[config.queries]()
+
+
+def _context(config: ModelConfig, shape: Shape, width: int) -> nn.Module:
+    project, time = mlp(shape.dim, width), _time(config, shape, width)
+    builders: dict[str, Callable[[], nn.Module]] = {
+        "pooled": lambda: PooledContext(_pool(config, shape.dim), project, time),
+        "regions": lambda: RegionContext(project, GeometryCode(width), time),
+        "cls": lambda: ClsContext(project, time),
+    }
+    return builders[config.context]()
+
+
+def _pool(config: ModelConfig, dim: int) -> nn.Module:
+    return AttentionPool(dim) if config.pool == "attention" else MeanPool()
+
+
+def _time(config: ModelConfig, shape: Shape, width: int) -> nn.Module:
+    return TimeCode(shape.frames, width) if config.time_codes else NoTimeCode(shape.frames, width)
+
+
+def _temporal(config: ModelConfig, shape: Shape) -> TemporalEncoder:
+    width, heads = _sizes(config, shape.dim)
+
+    def encoder(layers: int) -> TemporalEncoder:
+        stack: list[nn.Module] = [
+            TemporalLayer(width, heads, config.ffn_ratio, config.dropout) for _ in range(layers)
+        ]
+        return TemporalEncoder(mlp(shape.dim, width), shape.frames, width, stack, mlp(width, shape.dim))
+
+    # As many layers as bring the baseline nearest to the size of the ALT model of the same config.
+    with torch.device("meta"):
+        target, none, one = (count_parameters(m) for m in (_alt(config, shape), encoder(0), encoder(1)))
+    return encoder(max(1, round((target - none) / (one - none))))

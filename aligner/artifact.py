@@ -1,0 +1,370 @@
+"""ALIGNMENTS CONTRACT: file names, Arrow schema, manifest, markers; how shards are written and read.
+
+An alignments folder holds ``manifest.json`` (written by the plan), ``videos.parquet`` (the plan), ``entities.parquet``
+(a copy of the corpus's), and for every finished shard ``shard-00000.parquet``, ``failures-00000.parquet`` and, last,
+the marker ``shard-00000.json``. A shard is done when its marker is there and matches the manifest.
+"""
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from aligner import __version__
+from aligner.config import AlignerError, did_you_mean
+
+ARTIFACT = "alignments"
+SCHEMA_VERSION = 1
+PACKAGE = f"aligner {__version__}"
+
+MANIFEST = "manifest.json"
+VIDEOS = "videos.parquet"
+ENTITIES = "entities.parquet"
+
+# A row group is closed at the first video boundary past this many bytes of embeddings.
+ROW_GROUP_BYTES = 16 << 20
+
+VIDEOS_SCHEMA = pa.schema(
+    [
+        pa.field("video_id", pa.string(), False, {"about": "POSIX path relative to the videos' root"}),
+        pa.field("label", pa.string(), True),
+        pa.field("split", pa.string(), True),
+        pa.field("bytes", pa.int64(), False, {"unit": "bytes", "about": "0 when the file was missing"}),
+        pa.field("shard", pa.int32(), False),
+    ]
+)
+FAILURES_SCHEMA = pa.schema(
+    [
+        pa.field("video_id", pa.string(), False),
+        pa.field("stage", pa.string(), False, {"about": "open, decode or encode"}),
+        pa.field("error", pa.string(), False, {"about": "kind of problem, one word"}),
+        pa.field("message", pa.string(), False),
+    ]
+)
+
+
+def shard_name(shard: int) -> str:
+    """File name of a shard's rows."""
+    return f"shard-{shard:05d}.parquet"
+
+
+def marker_name(shard: int) -> str:
+    """File name of a shard's marker."""
+    return f"shard-{shard:05d}.json"
+
+
+def failures_name(shard: int) -> str:
+    """File name of a shard's failures."""
+    return f"failures-{shard:05d}.parquet"
+
+
+def shard_schema(dim: int, patches: int, top_k: int, fingerprint: str) -> pa.Schema:
+    """Schema of the region rows; units and conventions travel in the metadata of the fields."""
+    unit = {"unit": "fraction of the model's square crop"}
+    columns = [
+        ("video_id", pa.string(), {"about": "key of videos.parquet"}),
+        ("frame_index", pa.int32(), {"about": "position among the sampled frames"}),
+        ("time_s", pa.float64(), {"unit": "seconds", "about": "timestamp in the file"}),
+        ("region_index", pa.int16(), {"about": "0 class token, then merged regions in encoder order"}),
+        ("patches", pa.int16(), {"about": "patches in the region, 0 for the class token"}),
+        ("cx", pa.float32(), unit),
+        ("cy", pa.float32(), unit),
+        *((corner, pa.float32(), unit) for corner in ("x0", "y0", "x1", "y1")),
+        ("patch_map", pa.binary(-(-patches // 8)), {"about": "np.packbits of the row-major patches"}),
+        ("topk_entity", pa.list_(pa.int32(), top_k), {"about": "entity_id, best first, ties by lower id"}),
+        ("topk_score", pa.list_(pa.float32(), top_k), {"unit": "cosine"}),
+        ("embedding", pa.binary(2 * dim), {"dtype": "<f2", "dim": str(dim), "about": "unit length"}),
+        ("norm", pa.float32(), {"about": "length of the embedding before normalising"}),
+    ]
+    fields = [pa.field(name, kind, False, metadata) for name, kind, metadata in columns]
+    return pa.schema(fields, {"schema_version": str(SCHEMA_VERSION), "fingerprint": fingerprint})
+
+
+@dataclass(frozen=True)
+class VideoRows:
+    """Region rows of one video, in order of frame and region (n rows)."""
+
+    frame_index: np.ndarray  # [n] int32
+    time_s: np.ndarray  # [n] float64
+    region_index: np.ndarray  # [n] int16
+    patches: np.ndarray  # [n] int16
+    centroid_xy: np.ndarray  # [n, 2] float32
+    box_xyxy: np.ndarray  # [n, 4] float32
+    patch_map: np.ndarray  # [n, bytes] uint8
+    topk_entity: np.ndarray  # [n, k] int32
+    topk_score: np.ndarray  # [n, k] float32
+    embedding: np.ndarray  # [n, dim] float16
+    norm: np.ndarray  # [n] float32
+
+    def __len__(self) -> int:
+        return len(self.frame_index)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a video has no rows."""
+
+    video_id: str
+    stage: str
+    error: str
+    message: str
+
+
+@dataclass
+class ShardWriter:
+    """Collects the rows of videos and writes row groups that end on video boundaries."""
+
+    path: Path
+    schema: pa.Schema
+    index: dict[str, dict[str, int]] = field(default_factory=dict)
+    rows: int = 0
+
+    def __enter__(self) -> "ShardWriter":
+        self._pending: list[pa.Table] = []
+        self._group = 0
+        nested = {"topk_entity.list.element", "topk_score.list.element"}
+        plain = {name for name in self.schema.names if not name.startswith("topk_")}
+        self._writer = pq.ParquetWriter(
+            self.path,
+            self.schema,
+            # 16-bit noise does not compress, and an uncompressed column is read without a copy.
+            compression={name: "NONE" if name == "embedding" else "ZSTD" for name in plain | nested},
+            use_dictionary=["video_id"],
+            write_statistics=["video_id", "frame_index", "region_index"],
+            write_page_checksum=True,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._writer.close()
+
+    def add(self, video_id: str, rows: VideoRows) -> None:
+        """Append one video; videos come in order of their id."""
+        offset = sum(len(table) for table in self._pending)
+        self.index[video_id] = {"row_group": self._group, "offset": offset, "rows": len(rows)}
+        self.rows += len(rows)
+        self._pending.append(_table(video_id, rows, self.schema))
+        if (offset + len(rows)) * self.schema.field("embedding").type.byte_width >= ROW_GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            table = pa.concat_tables(self._pending).combine_chunks()
+            self._writer.write_table(table, row_group_size=len(table))
+            self._pending, self._group = [], self._group + 1
+
+
+def _table(video_id: str, rows: VideoRows, schema: pa.Schema) -> pa.Table:
+    cx, cy = rows.centroid_xy.T
+    x0, y0, x1, y1 = rows.box_xyxy.T
+    columns = {
+        "video_id": pa.array([video_id]).take(pa.array(np.zeros(len(rows), np.int32))),
+        "patch_map": _fixed_binary(rows.patch_map),
+        "topk_entity": _fixed_list(rows.topk_entity),
+        "topk_score": _fixed_list(rows.topk_score),
+        "embedding": _fixed_binary(rows.embedding.astype("<f2")),
+    }
+    flat = {"cx": cx, "cy": cy, "x0": x0, "y0": y0, "x1": x1, "y1": y1}
+    flat |= {name: getattr(rows, name) for name in ("frame_index", "time_s", "region_index", "patches", "norm")}
+    columns |= {name: pa.array(values, schema.field(name).type) for name, values in flat.items()}
+    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def _fixed_binary(values: np.ndarray) -> pa.Array:
+    width = values.shape[1] * values.itemsize
+    buffer = pa.py_buffer(np.ascontiguousarray(values).tobytes())
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(values), [None, buffer])
+
+
+def _fixed_list(values: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+
+def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """The embedding column as [rows, dim] float16."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    start, width = array.offset * array.type.byte_width, array.type.byte_width
+    data = np.frombuffer(array.buffers()[1], "<f2", len(array) * width // 2, start)
+    return data.reshape(len(array), width // 2)
+
+
+def lists(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """A fixed-size list column as [rows, k]."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
+
+
+# Files that appear whole or not at all.
+
+
+@contextlib.contextmanager
+def atomic(target: Path) -> Iterator[Path]:
+    """A temporary path beside ``target`` that becomes it when the block ends well: fsync, then rename."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def remove_leftovers(out: Path, shard: int) -> None:
+    """Delete temporary files that a killed process left for a shard."""
+    for name in (shard_name(shard), marker_name(shard), failures_name(shard)):
+        for leftover in out.glob(f".{name}.*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+
+def write_json(target: Path, content: dict[str, Any]) -> None:
+    """Sorted, indented JSON, atomically."""
+    with atomic(target) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def write_table(target: Path, table: pa.Table) -> None:
+    """A small Parquet file, atomically."""
+    with atomic(target) as temporary:
+        pq.write_table(table, temporary, compression="ZSTD", write_page_checksum=True)
+
+
+def write_bytes(target: Path, content: bytes) -> None:
+    """A copy of another file, atomically."""
+    with atomic(target) as temporary:
+        temporary.write_bytes(content)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_sha256(content: Any) -> str:
+    """Hash of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+# Manifest.
+
+
+def make_manifest(out: Path, *, rows: int, entities: int, content: dict[str, Any]) -> dict[str, Any]:
+    """Complete a manifest for the plan and the entity table that already lie in ``out``.
+
+    ``content`` has config, inputs, model, counts and the extra keys (grid, patches, regions, ...).
+    """
+    manifest = {"artifact": ARTIFACT, "schema_version": SCHEMA_VERSION, "package": PACKAGE, **content}
+    manifest["files"] = {VIDEOS: _file_entry(out / VIDEOS, rows), ENTITIES: _file_entry(out / ENTITIES, entities)}
+    manifest["fingerprint"] = manifest_fingerprint(manifest)
+    manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return manifest
+
+
+def manifest_fingerprint(manifest: dict[str, Any]) -> str:
+    """Hash of everything that decides the bytes of the shards (never of ``created``)."""
+    kept = {key: manifest[key] for key in ("artifact", "schema_version", "package", "config", "inputs", "model")}
+    kept["files"] = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    return canonical_sha256(kept)
+
+
+def _file_entry(path: Path, rows: int) -> dict[str, Any]:
+    return {"sha256": file_sha256(path), "bytes": path.stat().st_size, "rows": rows}
+
+
+def read_manifest(out: Path) -> dict[str, Any]:
+    """The manifest of an alignments folder.
+
+    Raises:
+        AlignerError: no manifest, another artifact, or a newer version; saying how to get one.
+    """
+    path = out / MANIFEST
+    made_by = "produced by `aligner run --videos DIR --corpus DIR --model NAME --out DIR`"
+    if not path.is_file():
+        raise AlignerError(f"{out} needs {MANIFEST}, found none: not an alignments folder, {made_by}")
+    manifest = json.loads(path.read_text("utf-8"))
+    kind, version = manifest.get("artifact"), manifest.get("schema_version", 0)
+    if kind != ARTIFACT or version > SCHEMA_VERSION:
+        raise AlignerError(
+            f"{out} needs artifact {ARTIFACT!r} of version {SCHEMA_VERSION} or older, found {kind!r} of version "
+            f"{version}; {made_by}"
+        )
+    return manifest
+
+
+def schema_of(manifest: dict[str, Any]) -> pa.Schema:
+    """Schema that the shards of this manifest have."""
+    sizes = manifest["dim"], manifest["patches"], manifest["config"]["top_k"]
+    return shard_schema(*sizes, manifest["fingerprint"])
+
+
+def read_videos(out: Path) -> pa.Table:
+    """The plan: videos.parquet."""
+    return pq.read_table(out / VIDEOS)
+
+
+# Markers.
+
+
+def read_marker(out: Path, shard: int) -> dict[str, Any] | None:
+    """The marker of a shard, or None."""
+    path = out / marker_name(shard)
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def shard_state(out: Path, shard: int, fingerprint: str) -> str:
+    """``done``, ``stale`` (made with other settings, or files that miss or differ in size), ``running``, ``todo``."""
+    marker = read_marker(out, shard)
+    rows = out / shard_name(shard)
+    if marker is None:
+        return "running" if any(out.glob(f".{rows.name}.*.tmp")) else "todo"
+    whole = rows.is_file() and rows.stat().st_size == marker["bytes"] and (out / failures_name(shard)).is_file()
+    return "done" if whole and marker["fingerprint"] == fingerprint else "stale"
+
+
+def failures_table(failures: list[Failure]) -> pa.Table:
+    """Failures as a table, one row each."""
+    return pa.Table.from_pylist([vars(failure) for failure in failures], schema=FAILURES_SCHEMA)
+
+
+def read_failures(out: Path, shard: int) -> list[dict[str, str]]:
+    """Failure rows of a finished shard."""
+    path = out / failures_name(shard)
+    return pq.read_table(path).to_pylist() if path.is_file() else []
+
+
+def read_video(out: Path, video_id: str) -> pa.Table:
+    """All region rows of one video: one row group is read.
+
+    Raises:
+        AlignerError: an unknown video, one whose shard is not done, or one that failed.
+    """
+    videos = read_videos(out)
+    known = videos["video_id"].to_pylist()
+    if video_id not in known:
+        raise AlignerError(f"no video {video_id!r} in {out}{did_you_mean(video_id, known)}")
+    shard = videos["shard"][known.index(video_id)].as_py()
+    marker = read_marker(out, shard)
+    if marker is None:
+        raise AlignerError(f"{video_id} is in shard {shard}, which is not done; run `aligner run` again")
+    if video_id not in marker["videos"]:
+        failure = next(row for row in read_failures(out, shard) if row["video_id"] == video_id)
+        raise AlignerError(f"{video_id} failed at stage {failure['stage']}: {failure['message']}")
+    place = marker["videos"][video_id]
+    group = pq.ParquetFile(out / shard_name(shard)).read_row_group(place["row_group"])
+    return group.slice(place["offset"], place["rows"])

@@ -1,0 +1,131 @@
+"""Settings of the aligner, its error class and its exit codes (standard library only)."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+EXIT_DONE = 0
+EXIT_NOT_DONE = 1
+EXIT_DONE_WITH_FAILURES = 2
+
+PRECISIONS = ("fp32", "bf16")
+SAMPLING = "middle-of-segments"
+
+
+class AlignerError(ValueError):
+    """A problem the user can mend; the message says what was got, what was expected and what to do."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the closest choice, or an empty string when nothing is close."""
+    close = difflib.get_close_matches(word, list(choices), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """Everything one ``aligner run`` needs to know.
+
+    The first block decides the bytes of the shards and is part of the run's fingerprint; the second block only
+    decides where and how fast the work is done, and never changes a byte.
+    """
+
+    # Folder of videos (searched recursively) or a manifest (.csv, .parquet, .jsonl, .txt) naming them.
+    videos: Path
+    # Corpus folder written by `corpus-builder build`, made with the same model.
+    corpus: Path
+    # open_clip model: a built-in name, `hf-hub:org/repo` or `local-dir:PATH`.
+    model: str
+    # Weights of a built-in model: an open_clip tag, a file, or `none` for random weights.
+    pretrained: str | None = None
+    # Frames sampled from each video (T), the middle of T equal segments.
+    frames: int = 8
+    # Token pairs merged in every encoder block (ToMe's r); 0 keeps every patch as a region.
+    merge: int = 8
+    # Entities stored per region.
+    top_k: int = 16
+    # Add log(size) to the attention logits of merged tokens; on for a frozen backbone (method.md 1.2).
+    proportional_attention: bool = True
+    # Arithmetic of the encoder; embeddings are stored as fp16 either way.
+    precision: str = "fp32"
+    # Videos per shard, the unit of resuming and of parallel work.
+    videos_per_shard: int = 64
+    # Most frames in one forward pass; only below `frames` does it change the last bits (see run.frames_per_pass).
+    batch_frames: int = 64
+
+    # Folder that `video_id` is relative to; by default the videos folder, or the folder of the manifest.
+    videos_root: Path | None = None
+    # Alignments folder to write.
+    out: Path = Path("alignments")
+    # `cpu`, `cuda`, `cuda:1` or `auto` (a GPU when there is one).
+    device: str = "auto"
+    # Threads that decode videos ahead of the encoder.
+    decode_workers: int = 2
+    # Throw away an existing alignments folder made with other settings.
+    force: bool = False
+    # This process takes the shards whose number modulo `num_shards` is `shard_index`.
+    num_shards: int = 1
+    shard_index: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value < least:
+                raise AlignerError(f"{_option(name)} must be at least {least}, got {value}")
+        if self.precision not in PRECISIONS:
+            raise AlignerError(f"--precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.shard_index >= self.num_shards:
+            raise AlignerError(
+                f"--shard-index must be below --num-shards {self.num_shards}, got {self.shard_index}"
+            )
+
+
+_LEAST = {
+    "frames": 1,
+    "merge": 0,
+    "top_k": 1,
+    "videos_per_shard": 1,
+    "batch_frames": 1,
+    "decode_workers": 1,
+    "num_shards": 1,
+    "shard_index": 0,
+}
+
+
+def _option(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def array_share(num_shards: int | None, shard_index: int | None, env: dict[str, str]) -> tuple[int, int]:
+    """(count, index) of this process among those that share the work.
+
+    The flags win; without them a SLURM job array is read from ``env`` (``SLURM_ARRAY_TASK_*``); without that the
+    process takes everything, (1, 0).
+
+    Raises:
+        AlignerError: one flag without the other, or an array whose ids are not evenly spaced.
+    """
+    if (num_shards is None) != (shard_index is None):
+        missing = "--num-shards" if num_shards is None else "--shard-index"
+        raise AlignerError(f"--num-shards and --shard-index go together; {missing} is missing")
+    if num_shards is not None and shard_index is not None:
+        return num_shards, shard_index
+    if "SLURM_ARRAY_TASK_ID" not in env:
+        return 1, 0
+    return _slurm_share(env)
+
+
+def _slurm_share(env: dict[str, str]) -> tuple[int, int]:
+    task = int(env["SLURM_ARRAY_TASK_ID"])
+    count = int(env.get("SLURM_ARRAY_TASK_COUNT", "0"))
+    first = int(env.get("SLURM_ARRAY_TASK_MIN", "0"))
+    last = int(env.get("SLURM_ARRAY_TASK_MAX", str(first + count - 1)))
+    step = int(env.get("SLURM_ARRAY_TASK_STEP", "1"))
+    # A resubmitted array such as 3,7 does not say which share each task had in the first place.
+    if count < 1 or (last - first) // step + 1 != count:
+        raise AlignerError(
+            f"SLURM task {task} of an array with {count} unevenly spaced tasks: "
+            "give --num-shards and --shard-index instead"
+        )
+    return count, (task - first) // step

@@ -1,0 +1,255 @@
+"""Sampled frames of a video file with PyAV: by timestamp, frame-exact, rotated upright.
+
+The span of the video stream is cut into T equal segments; a sample is the frame on display at the middle of its
+segment (as X-CLIP and ViFi-CLIP sample). A video with fewer frames than T repeats the frames on display. Frames that
+lie between the samples are skipped by seeking when a keyframe allows it: damage there goes unseen and does no harm,
+while damage on the way to a sample fails the whole video (no partial decoding).
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+
+from aligner.config import AlignerError
+
+# The versions belong to the fingerprint of a run: decoders may differ in frames and colours.
+DECODER = f"pyav {av.__version__}"
+
+
+class DecodeError(AlignerError):
+    """A video that gives no frames.
+
+    ``reason`` is one of missing, empty, unreadable, no_video, no_frames, truncated, broken; ``stage`` is ``open``
+    where the file as a whole is at fault and ``decode`` where its pictures are.
+    """
+
+    def __init__(self, reason: str, message: str, stage: str = "open") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.stage = stage
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One sampled frame: its place among the samples, its timestamp in seconds and its uint8 RGB picture."""
+
+    index: int
+    time_s: float
+    rgb: np.ndarray  # [height, width, 3]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What the packets of a stream tell without decoding; times in units of the stream's time base.
+
+    ``seekable`` is False where packets carry no trustworthy presentation times (AVI): there the n-th frame that
+    comes out of the decoder has the n-th time, and decoding must start at the beginning.
+    """
+
+    times: list[int]
+    keyframes: list[int]
+    end: int
+    seekable: bool
+
+    def targets(self, count: int) -> list[int]:
+        """Times of the frames on display in the middle of ``count`` equal segments."""
+        start, span = self.times[0], self.end - self.times[0]
+        middles = (start + (2 * i + 1) * span // (2 * count) for i in range(count))
+        return [self.times[bisect_right(self.times, middle) - 1] for middle in middles]
+
+    def keyframe(self, time: int) -> int | None:
+        """The last keyframe that is not after ``time``."""
+        place = bisect_right(self.keyframes, time)
+        return self.keyframes[place - 1] if place else None
+
+
+def sample_frames(path: Path, count: int) -> list[Frame]:
+    """``count`` frames of the first video stream.
+
+    Raises:
+        DecodeError: the file is missing, empty, no video, truncated or broken on the way to a sample.
+    """
+    _check_file(path)
+    with _open(path) as container:
+        timeline = read_timeline(container)
+    try:
+        return _sample(path, timeline, count)
+    except av.FFmpegError as error:
+        raise DecodeError("broken", f"decoding failed: {error.strerror}", "decode") from error
+
+
+def read_timeline(container: InputContainer) -> Timeline:
+    """Read all packets (no decoding) and check that the file is as long as its header says.
+
+    Raises:
+        DecodeError: no packet in the video stream, or far fewer than announced.
+    """
+    video = picture_stream(container)
+    times, keyframes, ends, last_s = [], [], [], 0.0
+    trusted = container.format.name != "avi"
+    try:
+        for packet in container.demux():
+            time = packet.dts if packet.pts is None else packet.pts
+            if time is None or packet.time_base is None or packet.is_discard:
+                continue
+            end = time + (packet.duration or 0)
+            last_s = max(last_s, float(end * packet.time_base))
+            if packet.stream is video:
+                trusted &= packet.pts is not None
+                times.append(time)
+                ends.append(end)
+                keyframes += [time] if packet.is_keyframe else []
+    except av.FFmpegError as error:
+        raise DecodeError("truncated", f"reading stopped after {len(times)} packets: {error.strerror}") from error
+    if not times:
+        raise DecodeError("no_frames", "the video stream holds no frame")
+    _check_length(container, len(times), last_s)
+    times.sort()
+    end = max(max(ends), times[-1] + (times[-1] - times[0]) // max(len(times) - 1, 1), times[-1] + 1)
+    return Timeline(times, sorted(keyframes), end, trusted and len(set(times)) == len(times))
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise DecodeError("missing", "the file does not exist")
+    if not path.is_file():
+        raise DecodeError("unreadable", "not a file")
+    if path.stat().st_size == 0:
+        raise DecodeError("empty", "the file has 0 bytes")
+
+
+def _open(path: Path) -> InputContainer:
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError) as error:
+        reason = error.strerror or type(error).__name__
+        raise DecodeError("unreadable", f"not a readable media file: {reason}") from error
+    if picture_stream(container) is None:
+        kinds = sorted({stream.type for stream in container.streams})
+        container.close()
+        raise DecodeError("no_video", f"no video stream; streams found: {', '.join(kinds) or 'none'}")
+    return container
+
+
+def picture_stream(container: InputContainer) -> Any:
+    """The first video stream that is not the cover picture of a music file, or None."""
+    cover = av.stream.Disposition.attached_pic
+    return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
+
+
+def _check_length(container: InputContainer, packets: int, last_s: float) -> None:
+    """Notice a file cut short in formats that can be read up to the cut without any error.
+
+    Headers are taken at their word with 2 % (frames) and 10 % (duration) of grace: recorders miscount a little.
+    """
+    announced = picture_stream(container).frames
+    if announced - packets > max(2, announced // 50):
+        raise DecodeError("truncated", f"the header announces {announced} frames, the file holds {packets}")
+    # Only Matroska states a duration and no number of frames; other formats estimate what they do not state.
+    stated = (container.duration or 0) / av.time_base if "matroska" in container.format.name else 0.0
+    if stated - last_s > max(1.0 if stated > 10 else 0.1, 0.1 * stated):
+        raise DecodeError("truncated", f"the header announces {stated:.2f} s, the file ends at {last_s:.2f} s")
+
+
+def _sample(path: Path, timeline: Timeline, count: int) -> list[Frame]:
+    targets = timeline.targets(count)
+    pictures: dict[int, Frame] = {}
+    reformatter = VideoReformatter()
+    with _Reader(path, timeline) as reader:
+        for target in sorted(set(targets)):
+            frame, time = reader.frame_at(target)
+            rgb = reformatter.reformat(frame, format="rgb24").to_ndarray()
+            pictures[target] = Frame(0, float(time * reader.time_base), upright(rgb, frame.rotation))
+    return [replace(pictures[target], index=index) for index, target in enumerate(targets)]
+
+
+def upright(rgb: np.ndarray, rotation: int) -> np.ndarray:
+    """Turn a picture as its metadata asks: ``rotation`` degrees counter-clockwise, in quarter turns."""
+    return np.ascontiguousarray(np.rot90(rgb, k=round(rotation / 90)))
+
+
+class _Reader:
+    """Frames in order of time, forward only, jumping over whole groups of pictures when that saves decoding."""
+
+    def __init__(self, path: Path, timeline: Timeline) -> None:
+        self.path = path
+        self.timeline = timeline
+        self.timed = self.jumps = timeline.seekable
+        self._restart()
+
+    def __enter__(self) -> "_Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.container.close()
+
+    def _restart(self) -> None:
+        self.container = _open(self.path)
+        self.stream = picture_stream(self.container)
+        # One thread per decoder: parallelism comes from decoding several videos at once.
+        self.stream.codec_context.thread_count = 1
+        self.time_base = self.stream.time_base
+        self._begin()
+
+    def _begin(self, jumped: bool = False) -> None:
+        self.frames = self._timed_frames()
+        self.jumped = jumped
+        self.current: tuple[VideoFrame, int] | None = None
+        self.upcoming: tuple[VideoFrame, int] | None = None
+
+    def _timed_frames(self) -> Iterator[tuple[VideoFrame, int]]:
+        times = self.timeline.times
+        for place, frame in enumerate(self.container.decode(self.stream)):
+            pts = frame.pts if self.timed else None
+            yield frame, times[min(place, len(times) - 1)] if pts is None else pts
+
+    def frame_at(self, target: int) -> tuple[VideoFrame, int]:
+        """The frame on display at ``target``, a time of the timeline, and its time."""
+        self._jump(target)
+        while self.current is None or self.current[1] < target:
+            self.upcoming = self.upcoming or next(self.frames, None)
+            if self.upcoming is None:
+                break
+            if self._astray(self.upcoming[1], target):
+                return self.frame_at(target)
+            if self.current and self.upcoming[1] > target:
+                break
+            self.current, self.upcoming = self.upcoming, None
+        return self._checked(target)
+
+    def _jump(self, target: int) -> None:
+        keyframe = self.timeline.keyframe(target) if self.jumps else None
+        position = self.current[1] if self.current else self.timeline.times[0]
+        if keyframe is not None and keyframe > position:
+            self.container.seek(keyframe, stream=self.stream)
+            self._begin(jumped=True)
+
+    def _astray(self, time: int, target: int) -> bool:
+        """Start again without jumps, or without trust in the frames' times, when one of them proves wrong."""
+        backwards = self.timed and self.current is not None and time <= self.current[1]
+        overshot = self.jumped and self.current is None and time > target
+        if backwards or overshot:
+            self.container.close()
+            self.timed, self.jumps = self.timed and not backwards, False
+            self._restart()
+        return backwards or overshot
+
+    def _checked(self, target: int) -> tuple[VideoFrame, int]:
+        """The current frame, unless the decoder ran dry well before the target."""
+        if self.current is None:
+            raise DecodeError("no_frames", "the decoder gave no frame", "decode")
+        times = self.timeline.times
+        short = bisect_right(times, target) - bisect_right(times, self.current[1])
+        # A few packets may make no picture of their own (fields, hidden frames).
+        if short > 2:
+            at = float(self.current[1] * self.time_base)
+            raise DecodeError("broken", f"the pictures end at {at:.2f} s, {short} frames early", "decode")
+        return self.current

@@ -1,0 +1,105 @@
+"""Settings of the corpus stage, its fixed vocabularies and its error class. Standard library only."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+TAGGER_CHOICES = ("both", "spacy", "nltk")
+STRATEGIES = ("extended", "lesk", "first")
+SOURCES = ("label", "caption", "expansion", "body_part")
+DEFAULT_SPACY_MODEL = "en_core_web_sm"
+
+_STEMS = ("a photo", "a video", "an example", "a demonstration")
+_FORMS = ("of {}.", "of a person {}.", "of the action {}.", "showing {}, a human activity.")
+
+TEMPLATES: tuple[str, ...] = tuple(f"{stem} {form}" for stem in _STEMS for form in _FORMS)
+"""Prompts whose embeddings are averaged into one class vector: four stems in four forms."""
+
+BODY_PARTS: tuple[tuple[str, str], ...] = (
+    ("head", "head.n.01"),
+    ("face", "face.n.01"),
+    ("hair", "hair.n.01"),
+    ("eye", "eye.n.01"),
+    ("eyebrow", "eyebrow.n.01"),
+    ("ear", "ear.n.01"),
+    ("nose", "nose.n.01"),
+    ("mouth", "mouth.n.01"),
+    ("lip", "lip.n.01"),
+    ("tooth", "tooth.n.01"),
+    ("tongue", "tongue.n.01"),
+    ("chin", "chin.n.01"),
+    ("neck", "neck.n.01"),
+    ("shoulder", "shoulder.n.01"),
+    ("chest", "chest.n.01"),
+    ("back", "back.n.01"),
+    ("waist", "waist.n.01"),
+    ("hip", "hip.n.01"),
+    ("arm", "arm.n.01"),
+    ("elbow", "elbow.n.01"),
+    ("wrist", "wrist.n.01"),
+    ("hand", "hand.n.01"),
+    ("finger", "finger.n.01"),
+    ("leg", "leg.n.01"),
+    ("knee", "knee.n.01"),
+    ("ankle", "ankle.n.01"),
+    ("foot", "foot.n.01"),
+)
+"""Body parts that every corpus holds unless told otherwise, each with its sense in WordNet 3.0."""
+
+
+class CorpusError(ValueError):
+    """Something the user can mend: the message says what was got, what was expected and what to do."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"`` for the choice closest to ``word``, or an empty string."""
+    close = difflib.get_close_matches(word, list(choices), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    """Raise :class:`CorpusError` naming ``option`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise CorpusError(
+            f"{option} is '{value}', expected one of {', '.join(choices)}{did_you_mean(value, choices)}"
+        )
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """How a corpus is mined. Every field here changes the bytes of the artifact, so all of them are recorded."""
+
+    taggers: str = "both"
+    """Which taggers propose noun phrases: ``both`` (their union, as in the paper), ``spacy`` or ``nltk``."""
+    spacy_model: str = DEFAULT_SPACY_MODEL
+    """Installed spaCy pipeline, or a path to one; not read when ``taggers`` is ``nltk``."""
+    strategy: str = "extended"
+    """How a WordNet sense is chosen: ``extended`` (this package's Lesk), ``lesk`` (NLTK's) or ``first``."""
+    body_parts: bool = True
+    """Whether the body parts of ``BODY_PARTS`` are added."""
+    min_count: int = 1
+    """Captions that must mention an entity before it is kept; labels and expansions are always kept."""
+    max_words: int = 4
+    """Longest entity, in words."""
+    min_letters: int = 2
+    """Shortest entity, in characters."""
+
+    def __post_init__(self) -> None:
+        """Check every option; raises :class:`CorpusError`."""
+        check_choice("--taggers", self.taggers, TAGGER_CHOICES)
+        check_choice("--strategy", self.strategy, STRATEGIES)
+        for option, value in (("--min-count", self.min_count), ("--max-words", self.max_words)):
+            if value < 1:
+                raise CorpusError(f"{option} is {value}, expected at least 1")
+        if not self.spacy_model:
+            raise CorpusError("--spacy-model is empty, expected an installed pipeline's name or a path")
+
+
+def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
+    """The templates as a tuple; raises :class:`CorpusError` unless each holds ``{}`` exactly once."""
+    if not templates:
+        raise CorpusError("--template: the list is empty, expected at least one such as 'a video of {}.'")
+    for template in templates:
+        if template.count("{}") != 1 or template.replace("{}", "").strip("{}") != template.replace("{}", ""):
+            raise CorpusError(f"--template '{template}' must hold the place of the class name, {{}}, once")
+    return tuple(templates)

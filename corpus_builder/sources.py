@@ -1,0 +1,234 @@
+"""Read labels, expansions and captions, and clean names. Nothing here knows of entities."""
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from corpus_builder.config import CorpusError, did_you_mean
+
+LABEL_COLUMNS = ("name", "label")
+CAPTION_COLUMNS = ("caption", "text")
+CAPTION_BATCH = 4096
+
+# "applyEye" -> "apply Eye"; "TVShow" -> "TV Show", while "DVDs" stays whole.
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z](?!s\b)[a-z])")
+_SEPARATORS = re.compile(r"[\s_\-/]+")
+
+
+@dataclass(frozen=True)
+class Label:
+    """One class: its name as given, cleaned for people and prompts, and its id in the file."""
+
+    label: str
+    name: str
+    class_id: int
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A text to mine, the words it is understood by, and where it came from."""
+
+    text: str
+    context: str
+    label: str | None
+    source: str
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """The classes of one file in its order, and the phrases a JSON file gives for them (keyed by label)."""
+
+    labels: tuple[Label, ...]
+    expansions: dict[str, tuple[str, ...]]
+
+
+def clean_name(text: str) -> str:
+    """Lower-case words of a class name: ``ApplyEyeMakeup`` and ``apply_eye-makeup`` -> ``apply eye makeup``.
+
+    Acronyms and digits stay together (``TVShow3D`` -> ``tv show3d``); cleaning twice changes nothing.
+    """
+    spaced = _SEPARATORS.sub(" ", text)
+    return _SEPARATORS.sub(" ", _CAMEL.sub(" ", spaced)).strip().lower()
+
+
+def read_labels(path: Path, column: str | None = None) -> LabelFile:
+    """Classes from a ``.txt`` (one per line), ``.csv`` or ``.json`` file.
+
+    CSV: the column ``name`` or ``label``, or ``column``. JSON: a list of names, or a dict from name to phrases.
+    Raises :class:`CorpusError` on a missing, empty or unreadable file, an unknown column, or duplicates.
+    """
+    _require_file(path, "--labels")
+    expansions: dict[str, tuple[str, ...]] = {}
+    if path.suffix == ".json":
+        names, ids, expansions = _labels_from_json(path)
+    elif path.suffix == ".csv":
+        names, ids = _labels_from_csv(path, column)
+    elif path.suffix == ".txt":
+        names, ids = [line for line in _lines(path) if line], None
+    else:
+        raise CorpusError(f"--labels {path.name}: got '{path.suffix}', expected a .txt, .csv or .json file")
+    return LabelFile(_as_labels(path, names, ids), expansions)
+
+
+def read_expansions(path: Path, labels: Sequence[Label]) -> dict[str, tuple[str, ...]]:
+    """Phrases per class from a JSON dict whose keys are labels or class ids; keyed by the label as given.
+
+    Raises :class:`CorpusError` if a key is neither a label nor an id of ``labels``.
+    """
+    _require_file(path, "--expansions")
+    data = _load_json(path)
+    if not isinstance(data, dict) or not data:
+        raise CorpusError(f"--expansions {path.name}: got {_kind(data)}, expected a dict of label or id -> phrases")
+    names = {label.label: label.label for label in labels} | {str(label.class_id): label.label for label in labels}
+    unknown = [key for key in data if key not in names]
+    if unknown:
+        raise CorpusError(
+            f"--expansions {path.name}: {len(unknown)} keys are neither a label nor a class id, the first is"
+            f" '{unknown[0]}'{did_you_mean(unknown[0], names)}; is it made for other labels?"
+        )
+    return {names[key]: _phrases(path, key, value) for key, value in data.items()}
+
+
+def iter_captions(path: Path, column: str | None = None) -> Iterator[str]:
+    """Stream captions from a ``.txt`` (one per line), ``.csv`` or ``.parquet`` file; blank ones are passed over.
+
+    The column is ``caption`` or ``text`` unless given. Raises :class:`CorpusError` as :func:`read_labels` does.
+    """
+    _require_file(path, "--captions")
+    readers = {".txt": lambda: _lines(path), ".csv": lambda: _csv_column(path, column, CAPTION_COLUMNS)}
+    readers[".parquet"] = lambda: _parquet_column(path, column)
+    if path.suffix not in readers:
+        raise CorpusError(f"--captions {path.name}: got '{path.suffix}', expected a .txt, .csv or .parquet file")
+    found = False
+    for caption in readers[path.suffix]():
+        if caption.strip():
+            found = True
+            yield _SEPARATORS.sub(" ", caption).strip()
+    if not found:
+        raise CorpusError(f"--captions {path.name} holds no caption, expected at least one")
+
+
+def label_mentions(file: LabelFile) -> list[Mention]:
+    """One mention per label, then one per expansion phrase, in file order."""
+    mentions = []
+    for label in file.labels:
+        mentions.append(Mention(label.name, label.name, label.label, "label"))
+        for phrase in file.expansions.get(label.label, ()):
+            mentions.append(Mention(clean_name(phrase), label.name, label.label, "expansion"))
+    return mentions
+
+
+def _require_file(path: Path, option: str) -> None:
+    if not path.is_file():
+        raise CorpusError(f"{option} {path}: no such file")
+    if path.stat().st_size == 0:
+        raise CorpusError(f"{option} {path.name}: the file is empty")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            for line in stream:
+                yield line.strip()
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path.name} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorpusError(f"{path.name} is not valid JSON: {error}") from None
+
+
+def _kind(value: object) -> str:
+    empty = "an empty " if value in ([], {}) else "a "
+    return f"{empty}{type(value).__name__}"
+
+
+def _phrases(path: Path, key: str, value: object) -> tuple[str, ...]:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise CorpusError(f"{path.name}: the value of '{key}' is {_kind(value)}, expected a string or strings")
+    return tuple(item.strip() for item in items if item.strip())
+
+
+def _labels_from_json(path: Path) -> tuple[list[str], None, dict[str, tuple[str, ...]]]:
+    data = _load_json(path)
+    if isinstance(data, list) and all(isinstance(item, str) for item in data):
+        return [item.strip() for item in data], None, {}
+    if not isinstance(data, dict):
+        raise CorpusError(f"--labels {path.name}: got {_kind(data)}, expected a list of names or a dict")
+    if data and all(key.isdigit() for key in data):
+        raise CorpusError(
+            f"--labels {path.name}: the keys are class ids, not names; give the names with --labels FILE.csv"
+            f" and this file with --expansions {path.name}"
+        )
+    phrases = {key.strip(): _phrases(path, key, value) for key, value in data.items()}
+    return list(phrases), None, phrases
+
+
+def _labels_from_csv(path: Path, column: str | None) -> tuple[list[str], list[int] | None]:
+    names = [value.strip() for value in _csv_column(path, column, LABEL_COLUMNS, "--label-column")]
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        ids = [(row.get("id") or "").strip() for row in csv.DictReader(stream)]
+    if all(value.isdigit() for value in ids) and len(set(ids)) == len(ids) == len(names):
+        return names, [int(value) for value in ids]
+    return names, None
+
+
+def _csv_column(
+    path: Path, column: str | None, defaults: Sequence[str], option: str = "--caption-column"
+) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            chosen = _choose_column(path, list(reader.fieldnames or ()), column, defaults, option)
+            for row in reader:
+                yield row[chosen] or ""
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CorpusError(f"{path.name} cannot be read as UTF-8 CSV: {error}") from None
+
+
+def _parquet_column(path: Path, column: str | None) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise CorpusError(f"--captions {path.name} is not a Parquet file: {error}") from None
+    chosen = _choose_column(path, table.schema_arrow.names, column, CAPTION_COLUMNS, "--caption-column")
+    for batch in table.iter_batches(batch_size=CAPTION_BATCH, columns=[chosen]):
+        for value in batch.column(0).to_pylist():
+            yield str(value or "")
+
+
+def _choose_column(path: Path, columns: list[str], wanted: str | None, defaults: Sequence[str], option: str) -> str:
+    for name in [wanted] if wanted else defaults:
+        if name in columns:
+            return name
+    missing = wanted or " or ".join(defaults)
+    hint = did_you_mean(wanted or defaults[0], columns)
+    raise CorpusError(f"{path.name} has no column '{missing}'{hint}; it has {', '.join(columns)}: choose with {option}")
+
+
+def _as_labels(path: Path, names: Sequence[str], ids: Sequence[int] | None) -> tuple[Label, ...]:
+    if not names:
+        raise CorpusError(f"--labels {path.name}: the list is empty, expected at least one label")
+    first_row: dict[str, int] = {}
+    labels = []
+    for row, given in enumerate(names):
+        if given in first_row:
+            raise CorpusError(
+                f"--labels {path.name}: '{given}' stands twice, as entries {first_row[given] + 1} and {row + 1}"
+            )
+        first_row[given] = row
+        if not clean_name(given):
+            raise CorpusError(f"--labels {path.name}: entry {row + 1} ('{given}') holds no name")
+        labels.append(Label(given, clean_name(given), ids[row] if ids else row))
+    return tuple(labels)

@@ -1,0 +1,228 @@
+"""WordNet nouns through NLTK's reader: look up, lemmatise, list senses. The data's absence is a clear error.
+
+Readers are built on the root that was found rather than taken from ``nltk.corpus.wordnet``: that lazy loader keeps
+the first root of a process, and two data folders must be usable side by side (the demo's lexicon and the real one).
+"""
+
+import hashlib
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from corpus_builder.config import CorpusError
+
+DOWNLOAD = "python -m nltk.downloader wordnet averaged_perceptron_tagger_eng"
+ACTION_FILES = ("noun.act", "noun.event")
+CONCRETE_FILES = (
+    "noun.animal",
+    "noun.artifact",
+    "noun.body",
+    "noun.food",
+    "noun.object",
+    "noun.person",
+    "noun.plant",
+    "noun.substance",
+)
+"""Lexicographer files of things that can be pointed at."""
+
+# WordNet's noun endings (morphy(7WN)); nltk's morphy stops at the form itself, so "hands" would never reach "hand".
+_ENDINGS = (("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("ies", "y"))
+
+
+@dataclass(frozen=True)
+class Sense:
+    """One noun sense: what is needed to choose it and to describe it.
+
+    ``rank`` counts from 0, the most frequent. ``signature`` holds the texts that speak of the sense: its gloss,
+    examples and lemma names, and the glosses and names of its hypernyms, hyponyms, parts and topic.
+    """
+
+    name: str
+    form: str
+    gloss: str
+    lexname: str
+    rank: int
+    signature: tuple[str, ...] = ()
+
+
+def find_data(resource: str, nltk_data: Path | None = None) -> Any:
+    """NLTK's pointer to ``corpora/x`` or ``taggers/x``, from a folder or a zip file.
+
+    Args:
+        resource: path inside an NLTK data folder, without an ending.
+        nltk_data: look here only; it also goes first on NLTK's path, which bounds what NLTK will open.
+
+    Raises:
+        CorpusError: nothing found; the message names the command that fetches it.
+    """
+    import nltk
+
+    if nltk_data is not None and str(nltk_data) not in nltk.data.path:
+        nltk.data.path.insert(0, str(nltk_data))
+    paths = [str(nltk_data)] if nltk_data is not None else None
+    for name in (f"{resource}/", f"{resource}.zip/{resource.split('/')[-1]}/"):
+        try:
+            return nltk.data.find(name, paths=paths)
+        except (LookupError, OSError):
+            continue
+    looked = str(nltk_data) if nltk_data is not None else "NLTK's data path"
+    raise CorpusError(
+        f"NLTK's {resource.split('/')[-1]} data is not in {looked}; fetch it with `{DOWNLOAD}`,"
+        " or say where it lies with --nltk-data DIR or NLTK_DATA"
+    )
+
+
+def open_lexicon(nltk_data: Path | None = None) -> "Lexicon":
+    """WordNet on the data found; one reader per root and process, since loading takes seconds."""
+    return _load(find_data("corpora/wordnet", nltk_data))
+
+
+@lru_cache(maxsize=4)
+def _load(root: Any) -> "Lexicon":
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns that only English is available, which is all that is asked of it
+        try:
+            reader = WordNetCorpusReader(root, omw_reader=None)
+        except (OSError, ValueError, AssertionError, KeyError) as error:
+            raise CorpusError(f"WordNet's data cannot be read ({error}); fetch it again with `{DOWNLOAD}`") from None
+        return Lexicon(reader)
+
+
+class Lexicon:
+    """Questions about English nouns, answered by one WordNet reader and remembered."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+        self._forms: dict[str, tuple[str, ...]] = {}
+        self._senses: dict[str, tuple[Sense, ...]] = {}
+
+    def sha256(self) -> str:
+        """Hash of the noun data, the part of WordNet that decides a corpus."""
+        with self._reader.open("data.noun") as stream:
+            return hashlib.sha256(stream.read().encode()).hexdigest()
+
+    def lookup(self, words: Sequence[str]) -> str | None:
+        """WordNet's form of a noun phrase as spaced words (``push ups`` -> ``push-up``), or None if unknown."""
+        forms = self._noun_forms(" ".join(words))
+        return forms[-1].replace("_", " ") if forms else None
+
+    def senses(self, phrase: str) -> tuple[Sense, ...]:
+        """Noun senses of a phrase, most frequent first, of its own form before its singular's.
+
+        Named individuals (a general called Clay) are left out while there is any other sense.
+        """
+        if phrase not in self._senses:
+            self._senses[phrase] = self._read_senses(phrase)
+        return self._senses[phrase]
+
+    def sense(self, name: str) -> Sense | None:
+        """The noun sense of that synset name, or None."""
+        try:
+            synset = self._reader.synset(name)
+        except Exception:  # nltk raises WordNetError, KeyError or ValueError, depending on what is wrong
+            return None
+        return self._describe(synset, name.split(".")[0].replace("_", " "), 0)
+
+    def verb_lemma(self, word: str) -> str | None:
+        """Base form of a verb (``riding`` -> ``ride``), or None if WordNet knows no such verb."""
+        return self._reader.morphy(word, "v")
+
+    def is_gerund(self, word: str) -> bool:
+        """Whether a word is a verb's -ing form, known or not: ``krumping`` is, ``swing`` and ``string`` are not."""
+        if not word.endswith("ing") or len(word) < 5:
+            return False
+        verb = self.verb_lemma(word)
+        return verb != word if verb else not self._noun_forms(word)
+
+    def is_mostly_verb(self, word: str) -> bool:
+        """Whether a base form has more verb senses than noun senses (``kick``, ``ride``; not ``golf``)."""
+        verbs = self._reader.synsets(word, "v") if self.verb_lemma(word) == word else []
+        return len(verbs) > len(self._reader.synsets(word, "n"))
+
+    def is_concrete(self, phrase: str) -> bool:
+        """Whether the most frequent sense of a phrase is a thing that can be pointed at."""
+        senses = self.senses(phrase)
+        return bool(senses) and senses[0].lexname in CONCRETE_FILES
+
+    def activity(self, word: str) -> tuple[str, tuple[Sense, ...]]:
+        """Name and senses of the activity a verb form stands for.
+
+        ``swimming`` is a noun itself; ``eat`` goes by ``eating``; ``applauding`` by what WordNet derives from the
+        verb. Without any of these the name is the word and there are no senses.
+        """
+        verb = self.verb_lemma(word) or word
+        for form in (word, *_gerunds(verb)):
+            acts = tuple(sense for sense in self.senses(form) if sense.lexname in ACTION_FILES)
+            if acts:
+                return form, acts
+        return word, self._derived_acts(verb, word)
+
+    def within(self, name: str) -> frozenset[str]:
+        """Names of the synsets that the named one is a kind of, itself included."""
+        synset = self._reader.synset(name)
+        return frozenset({name, *(parent.name() for parent in synset.closure(lambda s: s.hypernyms()))})
+
+    def lemmas(self, words: Iterable[str]) -> frozenset[str]:
+        """The words together with their noun and verb lemmas, for comparing texts."""
+        found: set[str] = set()
+        for word in words:
+            found.update(filter(None, (word, self._reader.morphy(word, "n"), self.verb_lemma(word))))
+        return frozenset(found)
+
+    def _noun_forms(self, phrase: str) -> tuple[str, ...]:
+        if phrase not in self._forms:
+            self._forms[phrase] = self._find_forms(phrase.split())
+        return self._forms[phrase]
+
+    def _find_forms(self, words: list[str]) -> tuple[str, ...]:
+        joins = ("_",) if len(words) != 2 else ("_", "-", "")
+        for join in joins:
+            written = join.join(words)
+            form = self._reader.morphy(written, "n")
+            if form:
+                return (form, *(self._singulars(form) if form == written else ()))
+        return ()
+
+    def _singulars(self, form: str) -> list[str]:
+        stems = [form[: -len(end)] + new for end, new in _ENDINGS if form.endswith(end) and not form.endswith("ss")]
+        return [stem for stem in stems if len(stem) > 2 and self._reader.morphy(stem, "n") == stem][:1]
+
+    def _read_senses(self, phrase: str) -> tuple[Sense, ...]:
+        found: dict[str, tuple[Any, str]] = {}
+        for form in self._noun_forms(phrase):
+            for synset in self._reader.synsets(form, "n"):
+                named = {lemma.lower() for lemma in synset.lemma_names()}
+                if form.lower() in named:
+                    found.setdefault(synset.name(), (synset, form.replace("_", " ")))
+        common = [pair for pair in found.values() if not pair[0].instance_hypernyms()]
+        kept = common or list(found.values())
+        return tuple(self._describe(synset, form, rank) for rank, (synset, form) in enumerate(kept))
+
+    def _describe(self, synset: Any, form: str, rank: int) -> Sense:
+        near = [*synset.hypernyms(), *synset.part_meronyms(), *synset.substance_meronyms(), *synset.topic_domains()]
+        texts = [synset.definition(), *synset.examples(), *synset.lemma_names()]
+        texts += [text for other in near for text in (other.definition(), *other.lemma_names())]
+        texts += [name for other in synset.hyponyms() for name in other.lemma_names()]
+        signature = tuple(text.replace("_", " ") for text in texts)
+        return Sense(synset.name(), form, synset.definition(), synset.lexname(), rank, signature)
+
+    def _derived_acts(self, verb: str, word: str) -> tuple[Sense, ...]:
+        found: dict[str, Sense] = {}
+        for synset in self._reader.synsets(verb, "v"):
+            for lemma in synset.lemmas():
+                if lemma.name() != verb:
+                    continue
+                for other in (form.synset() for form in lemma.derivationally_related_forms()):
+                    if other.lexname() in ACTION_FILES:
+                        found.setdefault(other.name(), self._describe(other, word, len(found)))
+        return tuple(found.values())
+
+
+def _gerunds(verb: str) -> tuple[str, ...]:
+    stem = verb[:-1] if verb.endswith("e") else verb
+    return (f"{stem}ing", f"{verb}{verb[-1]}ing")

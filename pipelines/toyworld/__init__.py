@@ -1,0 +1,1 @@
+"""The embedded demo world: drawn videos, a lexicon, a tagger and the tiny CLIP trained on them."""

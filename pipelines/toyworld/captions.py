@@ -1,0 +1,62 @@
+"""Sentences about the demo world: captions for pretraining and a caption file for corpus mining."""
+
+import numpy as np
+
+from pipelines.toyworld.lexicon import gloss_of
+from pipelines.toyworld.vocabulary import Action
+
+STEMS = ("a photo of", "a video of", "an example of", "a demonstration of", "a picture of", "a clip of")
+
+
+def with_article(noun: str) -> str:
+    """``an apple``, ``a ball``."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def somewhere(scene: str) -> str:
+    """``in the kitchen``, ``on the beach``."""
+    return f"{'on' if scene in ('beach', 'street', 'stage') else 'in'} the {scene}"
+
+
+def listing(nouns: list[str]) -> str:
+    """``a cup, a dog and an apple``."""
+    parts = [with_article(noun) for noun in nouns]
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def action_caption(action: Action, scene: str, others: list[str], random: np.random.Generator) -> str:
+    """A caption of a frame of an action; place and bystanders are mentioned half of the time each."""
+    stem = f"{random.choice(STEMS)} " if random.uniform() < 0.5 else ""
+    subject = "a person " if random.uniform() < 0.7 else ""
+    caption = f"{stem}{subject}{action.label}"
+    if random.uniform() < 0.5:
+        caption += f" {somewhere(scene)}"
+    if others and random.uniform() < 0.5:
+        caption += f" with {listing(others[:2])}"
+    return caption
+
+
+def still_caption(objects: list[str], scene: str, random: np.random.Generator) -> str:
+    """A caption of a picture of things without a person."""
+    chosen = [str(name) for name in random.permutation(objects)[: int(random.integers(1, 5))]]
+    stem = f"{random.choice(STEMS)} " if random.uniform() < 0.5 else ""
+    caption = stem + (listing(chosen) if chosen else "an empty place")
+    return f"{caption} {somewhere(scene)}" if random.uniform() < 0.5 else caption
+
+
+def entity_text(entity: str, random: np.random.Generator) -> str:
+    """The entity's bare name, a prompt, or the corpus form ``unit: description``."""
+    form = int(random.integers(3))
+    if form == 0:
+        return entity
+    return f"{random.choice(STEMS)} {with_article(entity)}" if form == 1 else f"{entity}: {gloss_of(entity)}"
+
+
+def caption_sentences() -> list[str]:
+    """Captions that mention what the labels do not (scenes, bystanders), as a user's caption file would."""
+    from pipelines.toyworld.vocabulary import OBJECTS, SCENES
+
+    pairs = [(name, SCENES[index % len(SCENES)]) for index, name in enumerate(OBJECTS)]
+    return [f"{with_article(name)} {somewhere(scene)}" for name, scene in pairs]
+
+
