@@ -70,8 +70,9 @@ class Slot:
 class Video:
     """One video's cached regions.
 
-    ``geometry`` holds centroid x, centroid y and area share, all 0..1 of the model's square crop (cls: centre, 1);
-    ``times`` are seconds; ``mask`` is False where a frame has fewer regions than the artifact's widest.
+    ``geometry`` holds centroid x, centroid y and area share, all 0..1 of the model's square crop (cls:
+    centre, 1); ``times`` are seconds; ``mask`` is False where a frame has fewer regions than the artifact's
+    widest.
     """
 
     video_id: str
@@ -120,7 +121,7 @@ class Alignments:
 
     def bytes_per_video(self) -> int:
         """Memory of one video as ``Video`` holds it."""
-        return self.frames * self.tokens * (2 * self.dim + 8 * self.manifest["top_k"] + 17)
+        return self.frames * self.tokens * (2 * self.dim + 8 * self.manifest["config"]["top_k"] + 17)
 
     def group_of(self, video_id: str) -> tuple[int, int]:
         """Shard and row group of a video: videos of one group are read together."""
@@ -158,7 +159,9 @@ class Alignments:
 
         entity = spread(rows["topk_entity"])
         if entity.min() < 0 or entity.max() >= len(self.entities.names):
-            raise _damaged(self.path, shard, f"{video_id} names entities outside 0..{len(self.entities.names) - 1}")
+            raise _damaged(
+                self.path, shard, f"{video_id} names entities outside 0..{len(self.entities.names) - 1}"
+            )
         return Video(
             video_id,
             spread(rows["embedding"]),
@@ -184,7 +187,7 @@ def open_alignments(path: Path) -> Alignments:
     """Open alignments whose every shard is done; otherwise say which are not and what to run."""
     manifest = read_manifest(path, "alignments", MADE_BY)
     plan = tuple(Planned(*row) for row in zip(*_columns(path / "videos.parquet", VIDEO_COLUMNS), strict=True))
-    markers = _read_markers(path, manifest["num_shards"])
+    markers = _read_markers(path, manifest["num_shards"], manifest["fingerprint"])
     index = {
         video_id: Slot(shard, entry["row_group"], entry["offset"], entry["rows"])
         for shard, marker in enumerate(markers)
@@ -195,22 +198,37 @@ def open_alignments(path: Path) -> Alignments:
         failed |= _read_failures(path / f"failures-{shard:05d}.parquet")
     lost = [video.video_id for video in plan if video.video_id not in index and video.video_id not in failed]
     if lost:
-        raise AdapterError(f"{path}: {len(lost)} planned videos are neither aligned nor failed, such as {lost[:3]}; run `aligner verify {path}`")
-    return Alignments(path, manifest, plan, _read_entities(path, manifest["dim"]), index, failed, _identity(manifest, markers))
+        raise AdapterError(
+            f"{path}: {len(lost)} planned videos are neither aligned nor failed, such as {lost[:3]}; run "
+            f"`aligner verify {path}`"
+        )
+    return Alignments(
+        path,
+        manifest,
+        plan,
+        _read_entities(path, manifest["dim"]),
+        index,
+        failed,
+        _identity(manifest, markers),
+    )
 
 
-def _read_markers(path: Path, num_shards: int) -> list[dict[str, Any]]:
+def _read_markers(path: Path, num_shards: int, fingerprint: str) -> list[dict[str, Any]]:
     files = [path / f"shard-{shard:05d}.json" for shard in range(num_shards)]
     missing = [str(shard) for shard, file in enumerate(files) if not file.is_file()]
     if missing:
         shown = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
         raise AdapterError(
-            f"alignments {path} are incomplete: {len(missing)} of {num_shards} shards are not done ({shown}); "
-            f"run `aligner run --videos DIR --corpus DIR --model NAME --out {path}` again, it goes on where it stopped"
+            f"alignments {path} are incomplete: {len(missing)} of {num_shards} shards are not done "
+            f"({shown}); "
+            f"run `aligner run --videos DIR --corpus DIR --model NAME --out {path}` again, it goes on "
+            "where it stopped"
         )
     markers = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    if len({marker["fingerprint"] for marker in markers}) > 1:
-        raise AdapterError(f"the shards of {path} come from different settings; run `aligner verify {path}`")
+    if any(marker["fingerprint"] != fingerprint for marker in markers):
+        raise AdapterError(
+            f"some shards of {path} come from other settings than its manifest; run `aligner verify {path}`"
+        )
     return markers
 
 
@@ -221,13 +239,18 @@ def _read_entities(path: Path, dim: int) -> Entities:
     table = pq.read_table(file, columns=list(ENTITY_COLUMNS))
     embeddings = vectors(table, "embedding")
     if embeddings.shape[1] != dim:
-        raise AdapterError(f"{file} holds vectors of {embeddings.shape[1]} dimensions, the manifest says {dim}; run `{MADE_BY}`")
+        raise AdapterError(
+            f"{file} holds vectors of {embeddings.shape[1]} dimensions, the manifest says {dim}; run "
+            f"`{MADE_BY}`"
+        )
     return Entities(tuple(table["name"].to_pylist()), embeddings)
 
 
 def _read_failures(file: Path) -> dict[str, str]:
     if not file.is_file():
-        raise AdapterError(f"{file} is missing, though its shard is marked done; run `aligner verify {file.parent}`")
+        raise AdapterError(
+            f"{file} is missing, though its shard is marked done; run `aligner verify {file.parent}`"
+        )
     ids, stages, errors = _columns(file, ("video_id", "stage", "error"))
     return {video_id: f"{stage}: {error}" for video_id, stage, error in zip(ids, stages, errors, strict=True)}
 
@@ -238,14 +261,17 @@ def _columns(file: Path, names: tuple[str, ...]) -> list[list[Any]]:
     table = pq.read_table(file)
     missing = [name for name in names if name not in table.column_names]
     if missing:
-        raise AdapterError(f"{file} lacks columns {missing}, found {table.column_names}; produced by `{MADE_BY}`")
+        raise AdapterError(
+            f"{file} lacks columns {missing}, found {table.column_names}; produced by `{MADE_BY}`"
+        )
     return [table[name].to_pylist() for name in names]
 
 
 def _read_group(path: Path, shard: int, row_group: int, dim: int) -> dict[str, np.ndarray]:
     file = path / f"shard-{shard:05d}.parquet"
     try:
-        # ParquetFile rather than dataset.to_batches, which leaks and hangs when left half-read (arrow#39808, #45214).
+        # ParquetFile rather than dataset.to_batches, which leaks and hangs when left half-read (arrow#39808,
+        # #45214).
         with pq.ParquetFile(file, memory_map=True, page_checksum_verification=True) as parquet:
             table = parquet.read_row_group(row_group, columns=list(COLUMNS))
     except (OSError, pa.ArrowException, IndexError) as error:
@@ -253,8 +279,12 @@ def _read_group(path: Path, shard: int, row_group: int, dim: int) -> dict[str, n
     columns = {name: _column(table[name].combine_chunks()) for name in COLUMNS if name != "embedding"}
     raw = table["embedding"].combine_chunks()
     if raw.type.byte_width != 2 * dim:
-        raise _damaged(path, shard, f"embeddings have {raw.type.byte_width} bytes, the manifest's dim needs {2 * dim}")
-    columns["embedding"] = np.frombuffer(raw.buffers()[1], "<f2").reshape(-1, dim)[raw.offset : raw.offset + len(raw)]
+        raise _damaged(
+            path, shard, f"embeddings have {raw.type.byte_width} bytes, the manifest's dim needs {2 * dim}"
+        )
+    columns["embedding"] = np.frombuffer(raw.buffers()[1], "<f2").reshape(-1, dim)[
+        raw.offset : raw.offset + len(raw)
+    ]
     return columns
 
 
@@ -279,4 +309,6 @@ def _identity(manifest: dict[str, Any], markers: list[dict[str, Any]]) -> str:
 
 
 def _damaged(path: Path, shard: int, why: str) -> AdapterError:
-    return AdapterError(f"shard {shard} of {path} is damaged: {why}; run `aligner verify {path}`, then align it again")
+    return AdapterError(
+        f"shard {shard} of {path} is damaged: {why}; run `aligner verify {path}`, then align it again"
+    )

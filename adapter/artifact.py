@@ -92,7 +92,9 @@ def start_run(path: Path, force: bool) -> None:
     if path.is_dir() and any(path.iterdir()):
         ours = (path / MANIFEST).is_file() or (path / CONFIG).is_file()
         if not force:
-            raise AdapterError(f"--out {path} is not empty; choose another folder or pass --force to replace the run")
+            raise AdapterError(
+                f"--out {path} is not empty; choose another folder or pass --force to replace the run"
+            )
         if not ours:
             raise AdapterError(f"--out {path} holds files that are no run; --force replaces runs only")
         shutil.rmtree(path)
@@ -100,7 +102,7 @@ def start_run(path: Path, force: bool) -> None:
 
 
 def publish(path: Path, body: Mapping[str, Any], rows: Mapping[str, int]) -> dict[str, Any]:
-    """Write the manifest, last of all; ``rows`` names the run's files and their row counts (0 = not a table)."""
+    """Write the manifest, last of all; ``rows`` gives the row count of every file (0: no table)."""
     files = {name: {**describe_file(path / name), "rows": n} for name, n in rows.items()}
     manifest = {
         "artifact": "run",
@@ -125,7 +127,9 @@ def fingerprint(manifest: Mapping[str, Any]) -> str:
     """What identifies the content: never the date, never the wall time in the metrics."""
     keys = ("artifact", "schema_version", "package", "config", "inputs", "model")
     hashes = {n: f["sha256"] for n, f in manifest["files"].items() if n != METRICS}
-    text = json.dumps({**{k: manifest[k] for k in keys}, "files": hashes}, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(
+        {**{k: manifest[k] for k in keys}, "files": hashes}, sort_keys=True, separators=(",", ":")
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -133,14 +137,18 @@ def read_manifest(path: Path, artifact: str, made_by: str) -> dict[str, Any]:
     """The manifest of any artifact, checked for kind and version; ``made_by`` is the command to suggest."""
     file = path / MANIFEST
     if not file.is_file():
-        raise AdapterError(f"needs the {artifact} artifact, found no {MANIFEST} in {path}; produced by `{made_by}`")
+        raise AdapterError(
+            f"needs the {artifact} artifact, found no {MANIFEST} in {path}; produced by `{made_by}`"
+        )
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         found, version = manifest["artifact"], manifest["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise AdapterError(f"{file} is not a manifest ({error}); make it again with `{made_by}`") from error
     if found != artifact:
-        raise AdapterError(f"needs the {artifact} artifact, found '{found}' in {path}; produced by `{made_by}`")
+        raise AdapterError(
+            f"needs the {artifact} artifact, found '{found}' in {path}; produced by `{made_by}`"
+        )
     if version > SCHEMA_VERSION:
         raise AdapterError(
             f"{path} has schema version {version}, this adapter {__version__} reads up to {SCHEMA_VERSION}; "
@@ -149,7 +157,9 @@ def read_manifest(path: Path, artifact: str, made_by: str) -> dict[str, Any]:
     return manifest
 
 
-def check_same_model(found: Mapping[str, Any], needed: Mapping[str, Any], what: str, needs: str, run: str) -> None:
+def check_same_model(
+    found: Mapping[str, Any], needed: Mapping[str, Any], what: str, needs: str, run: str
+) -> None:
     """Refuse two artifacts of different vision-language models, naming both and the command that mends it."""
     keys = ("weights_sha256", "embed_dim")
     if any(found.get(k) != needed.get(k) for k in keys):
@@ -182,7 +192,9 @@ def open_run(path: Path) -> Run:
     manifest = read_manifest(path, "run", f"adapter train --alignments DIR --labels DIR --out {path}")
     for name in (CONFIG, WEIGHTS, VIDEOS):
         if not (path / name).is_file():
-            raise AdapterError(f"run {path} lacks {name}; train it again with `adapter train ... --out {path} --force`")
+            raise AdapterError(
+                f"run {path} lacks {name}; train it again with `adapter train ... --out {path} --force`"
+            )
     return Run(path, manifest, json.loads((path / CONFIG).read_text(encoding="utf-8")))
 
 

@@ -7,7 +7,7 @@ import difflib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def did_you_mean(got: str, known: Iterable[str]) -> str:
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
-def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None) -> Any:
+def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: int | float | None = None) -> Any:
     """A config field that carries its own sentence and its own check."""
     return field(default=default, metadata={"help": help, "choices": choices, "low": low})
 
@@ -43,68 +43,87 @@ class ModelConfig:
 
     model: str = option(
         "alt",
-        "alt = entity queries over the video's context (Eq. 4-9); adapt_then_align = a temporal transformer over "
+        "alt = entity queries over the video's context (Eq. 4-9); adapt_then_align = a temporal "
+        "transformer over "
         "cls embeddings of about the same size (the baseline); mean_pool = zero-shot, nothing is trained.",
         choices=("alt", "adapt_then_align", "mean_pool"),
     )
     queries: str = option(
         "aligned",
-        "aligned = one query a frame from its aligned entities (Eq. 6); tracks = one query an entity with its path "
+        "aligned = one query a frame from its aligned entities (Eq. 6); tracks = one query an entity "
+        "with its path "
         "through the video; learned and cls are controls; random and shuffled are short for aligned with "
         "identities=permuted and identities=shuffled.",
         choices=("aligned", "tracks", "learned", "cls", "random", "shuffled"),
     )
     identities: str = option(
         "aligned",
-        "Which entities the queries see. Controls: permuted = ids renamed by one fixed permutation (consistent, wrong "
-        "meaning); scrambled = another id for every region (no meaning); shuffled = those of another video in the batch.",
+        "Which entities the queries see. Controls: permuted = ids renamed by one fixed permutation "
+        "(consistent, wrong "
+        "meaning); scrambled = another id for every region (no meaning); shuffled = those of another "
+        "video in the batch.",
         choices=("aligned", "permuted", "scrambled", "shuffled"),
     )
     context: str = option(
         "regions",
-        "Keys and values. pooled = one vector a frame (Eq. 6, the paper's form); regions = every region token with "
+        "Keys and values. pooled = one vector a frame (Eq. 6, the paper's form); regions = every region "
+        "token with "
         "position, size and time codes (ours); cls = the frame's cls embedding alone.",
         choices=("pooled", "regions", "cls"),
     )
     pool: str = option(
-        "mean", "How the tokens of a frame become one vector (the paper does not say).", choices=("mean", "attention")
+        "mean",
+        "How the tokens of a frame become one vector (the paper does not say).",
+        choices=("mean", "attention"),
     )
     time_codes: bool = option(
-        True, "Add a code of the frame's place in time to queries and context; without it only the convolution tells order."
+        True,
+        "Add a code of the frame's place in time to queries and context; without it only the convolution "
+        "tells order.",
     )
     residual: str = option(
         "none",
-        "none = z is learned alone (best supervised in a prototype); cls = z starts as the mean cls embedding, which "
+        "none = z is learned alone (best supervised in a prototype); cls = z starts as the mean cls "
+        "embedding, which "
         "keeps CLIP's zero-shot ability as the starting point.",
         choices=("none", "cls"),
     )
     noise: str = option(
         "train",
-        "When Gumbel noise is added to the alignment (Eq. 4): always as printed, train as in GroupViT, or never.",
+        "When Gumbel noise is added to the alignment (Eq. 4): always as printed, train as in GroupViT, "
+        "or never.",
         choices=("train", "always", "never"),
     )
     scale: float = option(
         100.0,
-        "Factor on the cosines before noise and softmax. The paper prints none; a cosine spans about 0.25, so with 1 "
+        "Factor on the cosines before noise and softmax. The paper prints none; a cosine spans about "
+        "0.25, so with 1 "
         "the sampled entity would be almost random.",
         low=1e-6,
     )
-    learn_scale: bool = option(False, "Learn the factor; it is then the only thing the straight-through gradient reaches.")
+    learn_scale: bool = option(
+        False, "Learn the factor; it is then the only thing the straight-through gradient reaches."
+    )
     tau: float = option(1.0, "Temperature of the alignment's softmax.", low=1e-6)
     blocks: int = option(4, "Number of blocks M (paper: 4 for ViT-B, 6 for ViT-L).", low=1)
     width: int = option(0, "Width of the blocks; 0 = the embedding's dimension.", low=0)
     heads: int = option(0, "Attention heads; 0 = width / 64, but at least 2.", low=0)
     ffn_ratio: int = option(4, "Hidden width of a feed-forward block over its width.", low=1)
     kernel: int = option(3, "Frames that the temporal convolution of Eq. 8 sees; odd.", low=1)
-    tracks: int = option(8, "Entities that become queries with queries=tracks: the highest summed scores.", low=1)
+    tracks: int = option(
+        8, "Entities that become queries with queries=tracks: the highest summed scores.", low=1
+    )
     dropout: float = option(0.1, "Dropout on every residual branch in training.", low=0.0)
     logit_scale: float = option(100.0, "Factor on the cosine of z and a label (CLIP's own value).", low=1e-6)
     learn_logit_scale: bool = option(False, "Learn that factor.")
     whiten_labels: bool = option(
         False,
-        "Centre and whiten label embeddings by the training labels' statistics: caption-like labels are nearly parallel.",
+        "Centre and whiten label embeddings by the training labels' statistics: caption-like labels are "
+        "nearly parallel.",
     )
-    shrinkage: float = option(0.3, "Share of the identity in the whitening's covariance; 1 only centres.", low=1e-6)
+    shrinkage: float = option(
+        0.3, "Share of the identity in the whitening's covariance; 1 only centres.", low=1e-6
+    )
     control_seed: int = option(0, "Seed of the fixed permutation behind identities=permuted.", low=0)
 
     def __post_init__(self) -> None:
@@ -114,7 +133,9 @@ class ModelConfig:
             object.__setattr__(self, "identities", shorthand[self.queries])
             object.__setattr__(self, "queries", "aligned")
         if self.kernel % 2 == 0:
-            raise AdapterError(f"kernel is {self.kernel}; it must be odd, so that a frame sees as far back as ahead")
+            raise AdapterError(
+                f"kernel is {self.kernel}; it must be odd, so that a frame sees as far back as ahead"
+            )
         if self.dropout >= 1:
             raise AdapterError(f"dropout is {self.dropout}; it must be below 1")
         if self.shrinkage > 1:
@@ -134,13 +155,14 @@ class TrainConfig:
 
     recipe: str = option(
         "small",
-        "Starting values that explicit options override: small = a cached data set of up to some ten thousand "
+        "Starting values that explicit options override: small = a cached data set of up to some ten "
+        "thousand "
         "videos; paper = the published form and settings.",
         choices=("small", "paper"),
     )
     epochs: int = option(30, "Passes over the training videos.", low=0)
     batch_size: int = option(32, "Videos a step.", low=1)
-    lr: float = option(5e-4, "Peak learning rate (paper: 8e-5 at batch 256).", low=0.0)
+    lr: float = option(1e-3, "Peak learning rate (paper: 8e-5 at batch 256).", low=0.0)
     min_lr: float = option(0.01, "Final learning rate as a share of the peak.", low=0.0)
     warmup: float = option(2.0, "Epochs of linear warm-up.", low=0.0)
     weight_decay: float = option(1e-3, "AdamW weight decay; none on vectors and scalars.", low=0.0)
@@ -151,8 +173,13 @@ class TrainConfig:
     seed: int = option(0, "Seed of initial weights, order, noise and the few-shot draw.", low=0)
     shots: int = option(0, "Videos a class to train (and at most as many to validate) on; 0 = all.", low=0)
     split: str = option("train", "Split to train on, from the alignments' split column.")
-    val_split: str = option("val", "Split that chooses the epoch; where it has no videos, some are held out of the training split.")
-    val_fraction: float = option(0.1, "Share of each class held out for validation when there is no such split.", low=0.0)
+    val_split: str = option(
+        "val",
+        "Split that chooses the epoch; where it has no videos, some are held out of the training split.",
+    )
+    val_fraction: float = option(
+        0.1, "Share of each class held out for validation when there is no such split.", low=0.0
+    )
     cache_gb: float = option(4.0, "Keep the videos in memory when they fit this many gigabytes.", low=0.0)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
     threads: int = option(0, "CPU threads; 0 leaves torch's choice (one can be faster on busy cores).", low=0)
@@ -191,8 +218,9 @@ class Settings:
 
 
 def help_of(name: str) -> str:
-    """The sentence of a field, for the command line."""
-    return _FIELDS[name].metadata["help"]
+    """The sentence of a field and its default before any recipe, for the command line."""
+    default = _FIELDS[name].default
+    return f"{_FIELDS[name].metadata['help']} (default: {str(default).lower()})"
 
 
 def make_settings(values: Mapping[str, Any] | None = None) -> Settings:
@@ -219,7 +247,9 @@ def read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise AdapterError(f"{path.name} is not valid {path.suffix[1:] or 'json'}: {error}") from error
     if not isinstance(values, dict):
-        raise AdapterError(f"{path.name} holds a {type(values).__name__}; a table of option = value is needed")
+        raise AdapterError(
+            f"{path.name} holds a {type(values).__name__}; a table of option = value is needed"
+        )
     return values
 
 
@@ -235,7 +265,7 @@ def parse_assignments(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def _typed(name: str, value: Any) -> Any:
-    kind = type(_FIELDS[name].default)
+    kind: Any = type(_FIELDS[name].default)
     words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     try:
         if kind is bool:
@@ -249,4 +279,3 @@ def _typed(name: str, value: Any) -> Any:
 
 _FIELDS = {spec.name: spec for config in (ModelConfig, TrainConfig) for spec in fields(config)}
 _MODEL_NAMES = {spec.name for spec in fields(ModelConfig)}
-assert all(spec.default is not MISSING for spec in _FIELDS.values())

@@ -1,6 +1,7 @@
 """From cached alignments to batches: which videos, which class, in which order.
 
-Every planned video is accounted for: chosen, failed upstream, without a label, or with a label that the set lacks.
+Every planned video is accounted for: chosen, failed upstream, without a label, or with a label that the set
+lacks.
 """
 
 import hashlib
@@ -49,7 +50,9 @@ class Batch:
     def reversed(self) -> "Batch":
         """The videos played backwards: contents in opposite order, the clock unchanged."""
         kept = ("times", "label")
-        return replace(self, **{s.name: getattr(self, s.name).flip(1) for s in fields(self) if s.name not in kept})
+        return replace(
+            self, **{s.name: getattr(self, s.name).flip(1) for s in fields(self) if s.name not in kept}
+        )
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class VideoDataset(Dataset):
         return sorted(range(len(self)), key=lambda i: self.alignments.group_of(self.samples[i].video_id))
 
     def epoch_order(self, seed: int, epoch: int) -> list[int]:
-        """All videos once, shuffled by (seed, epoch): fully when cached, else within windows of row groups."""
+        """All videos once, shuffled by (seed, epoch): fully when cached, else by windows of row groups."""
         rng = np.random.default_rng((seed, epoch))
         if self.cached:
             return rng.permutation(len(self)).tolist()
@@ -139,7 +142,7 @@ class VideoDataset(Dataset):
 
 
 def windowed_order(groups: Sequence[tuple[int, int]], rng: np.random.Generator, window: int) -> list[int]:
-    """Shuffle the groups, then the members of every ``window`` groups together: few reads, near-random order."""
+    """Shuffle the groups, then members within each ``window`` groups: few reads, near-random order."""
     members: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i, group in enumerate(groups):
         members[group].append(i)
@@ -152,12 +155,14 @@ def windowed_order(groups: Sequence[tuple[int, int]], rng: np.random.Generator, 
 
 
 def split_videos(alignments: Alignments, split: str, option: str = "--split") -> list[Planned]:
-    """The planned videos of a split; ``all`` is every video. A split without videos raises with those there are."""
+    """The planned videos of a split; ``all`` is every video; an empty one raises, naming those there are."""
     chosen = [video for video in alignments.plan if split == "all" or video.split == split]
     if not chosen:
         found = sorted({video.split for video in alignments.plan if video.split})
         why = f"it has {', '.join(found)}" if found else "no video names one"
-        raise AdapterError(f"{option} {split}: {alignments.path} has no such split ({why}); '{option} all' takes every video")
+        raise AdapterError(
+            f"{option} {split}: {alignments.path} has no such split ({why}); '{option} all' takes every video"
+        )
     return chosen
 
 
@@ -166,8 +171,9 @@ def train_and_val(
 ) -> tuple[list[Planned], list[Planned]]:
     """Videos to train on and videos to choose the epoch by.
 
-    With split names: the two splits. Without any: all videos, of which ``fraction`` of each class are held out.
-    With a training split but no validation split: held out of the training split. The test split is never touched.
+    With split names: the two splits. Without any: all videos, of which ``fraction`` of each class are held
+    out. With a training split but no validation split: held out of the training split. The test split is
+    never touched.
     """
     named = {video.split for video in alignments.plan if video.split}
     train = split_videos(alignments, split if named else "all")
@@ -177,7 +183,7 @@ def train_and_val(
 
 
 def hold_out(videos: Sequence[Planned], fraction: float) -> tuple[list[Planned], list[Planned]]:
-    """Of each label the ``round(fraction * n)`` videos with the lowest hash of their id: the same for every seed."""
+    """Of each label the ``round(fraction * n)`` videos lowest by hash of their id, whatever the seed."""
     by_label: dict[str | None, list[Planned]] = defaultdict(list)
     for video in videos:
         by_label[video.label].append(video)

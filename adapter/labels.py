@@ -1,4 +1,4 @@
-"""Consumer of the Labels artifact: class names and their unit text embeddings; matching videos' labels to them."""
+"""Consumer of the Labels artifact: class names, unit text embeddings, and matching videos' labels."""
 
 import re
 from collections import Counter
@@ -71,12 +71,15 @@ def open_labels(path: Path, model: Mapping[str, Any] | None = None, needs: str =
     if not file.is_file():
         raise AdapterError(f"label set {path} lacks {file.name}; make it again with `{MADE_BY}`")
     if model is not None:
-        run = f"corpus-builder labels --labels FILE --model {model.get('name')} --pretrained {model.get('pretrained')} --out DIR"
+        clip = f"--model {model.get('name')} --pretrained {model.get('pretrained')}"
+        run = f"corpus-builder labels --labels FILE {clip} --out DIR"
         check_same_model(manifest["model"], model, f"label set {path.name} was", needs, run)
     table = pq.read_table(file)
     missing = [name for name in REQUIRED if name not in table.column_names]
     if missing:
-        raise AdapterError(f"{file} lacks columns {missing}, found {table.column_names}; produced by `{MADE_BY}`")
+        raise AdapterError(
+            f"{file} lacks columns {missing}, found {table.column_names}; produced by `{MADE_BY}`"
+        )
     if len(table) == 0:
         raise AdapterError(f"label set {path} is empty; it needs at least one label, produced by `{MADE_BY}`")
     return _labels(table, manifest)
@@ -85,7 +88,8 @@ def open_labels(path: Path, model: Mapping[str, Any] | None = None, needs: str =
 def vectors(table: pa.Table, column: str) -> Float32[np.ndarray, "rows dim"]:
     """A fixed-size-list column of float32 as a matrix."""
     flat = table[column].combine_chunks().flatten()
-    return np.asarray(flat, dtype=np.float32).reshape(len(table), -1)
+    # A copy: Arrow's memory is read-only, torch wants it writable.
+    return np.array(flat, dtype=np.float32).reshape(len(table), -1)
 
 
 def _labels(table: pa.Table, manifest: dict[str, Any]) -> Labels:
@@ -96,5 +100,9 @@ def _labels(table: pa.Table, manifest: dict[str, Any]) -> Labels:
     embeddings = vectors(table, "embedding")
     lengths = np.linalg.norm(embeddings, axis=1)
     if not np.allclose(lengths, 1, atol=1e-3):
-        raise AdapterError(f"label embeddings need unit length, found {lengths.min():.3f} to {lengths.max():.3f}")
-    return Labels(labels, tuple(table["name"].to_pylist()), embeddings, manifest["model"], manifest["fingerprint"])
+        raise AdapterError(
+            f"label embeddings need unit length, found {lengths.min():.3f} to {lengths.max():.3f}"
+        )
+    return Labels(
+        labels, tuple(table["name"].to_pylist()), embeddings, manifest["model"], manifest["fingerprint"]
+    )

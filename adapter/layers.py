@@ -12,11 +12,15 @@ from torch import Tensor, nn
 
 
 def mlp(dim_in: int, dim_out: int) -> nn.Sequential:
-    """LayerNorm, then two linear layers: the norm lifts entries of a unit vector (about dim^-1/2) to about 1."""
-    return nn.Sequential(nn.LayerNorm(dim_in), nn.Linear(dim_in, dim_out), nn.GELU(), nn.Linear(dim_out, dim_out))
+    """LayerNorm, then two linear layers: the norm lifts a unit vector's entries to about 1."""
+    return nn.Sequential(
+        nn.LayerNorm(dim_in), nn.Linear(dim_in, dim_out), nn.GELU(), nn.Linear(dim_out, dim_out)
+    )
 
 
-def masked_mean(tokens: Float[Tensor, "*batch n w"], mask: Bool[Tensor, "*batch n"]) -> Float[Tensor, "*batch w"]:
+def masked_mean(
+    tokens: Float[Tensor, "*batch n w"], mask: Bool[Tensor, "*batch n"]
+) -> Float[Tensor, "*batch w"]:
     """Mean over the tokens that the mask keeps; zero where it keeps none."""
     weight = mask.unsqueeze(-1).to(tokens.dtype)
     return (tokens * weight).sum(-2) / weight.sum(-2).clamp_min(1)
@@ -92,15 +96,15 @@ class FeedForward(nn.Sequential):
 class TemporalConv(nn.Module):
     """The convolution of Eq. 8: depthwise over time, zero at first, so that training starts at the identity.
 
-    A frame with several tokens has no single value to convolve: its masked mean is convolved and added to each
-    of its tokens (ours). With one token a frame this is Eq. 8 as printed.
+    A frame with several tokens has no single value to convolve: its masked mean is convolved and added to
+    each of its tokens (ours). With one token a frame this is Eq. 8 as printed.
     """
 
     def __init__(self, width: int, kernel: int) -> None:
         super().__init__()
         self.conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
         nn.init.zeros_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
 
     def forward(
         self, tokens: Float[Tensor, "b t s w"], mask: Bool[Tensor, "b t s"]
@@ -137,7 +141,7 @@ class GeometryCode(nn.Module):
 
 
 class TimeCode(nn.Module):
-    """A frame's place among the sampled frames, as normed Fourier features, so about as large as the tokens."""
+    """A frame's place among the sampled frames, as normed Fourier features about as large as the tokens."""
 
     def __init__(self, frames: int, width: int, octaves: int = 6) -> None:
         super().__init__()
@@ -152,6 +156,8 @@ class TimeCode(nn.Module):
 
 class NoTimeCode(nn.Module):
     """Frames without a place in time."""
+
+    features: Tensor
 
     def __init__(self, frames: int, width: int) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from torch import Tensor
 def classification_loss(
     logits: Float[Tensor, "videos classes"], label: Int64[Tensor, " videos"], smoothing: float = 0.0
 ) -> Float[Tensor, ""]:
-    """Cross-entropy over the label set (Eq. 10), mean over the videos whose label is not -1; zero without any."""
+    """Cross-entropy over the label set (Eq. 10), mean over videos whose label is not -1 (zero without)."""
     kept = label >= 0
     if not kept.any():
         return logits.sum() * 0.0

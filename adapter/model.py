@@ -1,14 +1,16 @@
 """The video adapter (Eq. 4-9): alignment, queries, context, blocks, head; and its baselines.
 
-``build_model`` owns the numbers; every module receives its parts. The entity table is an argument of ``forward``,
-never a parameter, so a trained model meets other corpora and other label sets of the same vision-language model.
+``build_model`` owns the numbers; every module receives its parts. The entity table is an argument of
+``forward``, never a parameter, so a trained model meets other corpora and other label sets of the same
+vision-language model.
 
-Notation: b videos, t frames, s tokens of a frame (cls at 0, then regions), q queries, w width, d embedding dimension.
+Notation: b videos, t frames, s tokens of a frame (cls at 0, then regions), q queries, w width, d embedding
+dimension.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +47,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Aligned:
-    """Entities given to tokens; ``agreement`` is the share of tokens whose noisy and noise-free choice agree."""
+    """Entities given to tokens; ``agreement``: share of tokens whose noisy and noise-free choice agree."""
 
     embeddings: Float[Tensor, "b t s d"]
     agreement: Float[Tensor, ""]
@@ -70,7 +72,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Video representation z before the residual, and the alignment's agreement (1 where there is no noise)."""
+    """Video representation z before the residual, and the alignment's agreement (1 without noise)."""
 
     z: Float[Tensor, "b d"]
     agreement: Float[Tensor, ""]
@@ -105,10 +107,10 @@ class ContextBuilder(Protocol):
 class Alignment(nn.Module):
     """Eq. 4-5 over the cached top-k: Gumbel-softmax over entities, straight-through one-hot.
 
-    A = softmax((scale * cos + gamma) / tau), gamma ~ Gumbel(0, 1); the forward value is the entity at A's maximum, the
-    gradient is that of the soft mixture A S. The softmax runs over the k cached entities, not the whole corpus. In a
-    frozen cache nothing upstream learns unless ``learn_scale``; the noise then still swaps near-equal entities, an
-    augmentation of the queries.
+    A = softmax((scale * cos + gamma) / tau), gamma ~ Gumbel(0, 1); the forward value is the entity at A's
+    maximum, the gradient is that of the soft mixture A S. The softmax runs over the k cached entities, not
+    the whole corpus. In a frozen cache nothing upstream learns unless ``learn_scale``; the noise then still
+    swaps near-equal entities, an augmentation of the queries.
     """
 
     def __init__(self, scale: float, learn_scale: bool, tau: float, noise: str) -> None:
@@ -144,11 +146,15 @@ def gumbel(like: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def mix(
-    weights: Float[Tensor, "*batch k"], entity: Int64[Tensor, "*batch k"], entities: Float[Tensor, "entities d"]
+    weights: Float[Tensor, "*batch k"],
+    entity: Int64[Tensor, "*batch k"],
+    entities: Float[Tensor, "entities d"],
 ) -> Float[Tensor, "*batch d"]:
     """A S for the cached entities, without gathering k embeddings a token."""
     k = weights.shape[-1]
-    bags = F.embedding_bag(entity.reshape(-1, k), entities, per_sample_weights=weights.reshape(-1, k), mode="sum")
+    bags = F.embedding_bag(
+        entity.reshape(-1, k), entities, per_sample_weights=weights.reshape(-1, k), mode="sum"
+    )
     return bags.reshape(*weights.shape[:-1], -1)
 
 
@@ -158,7 +164,7 @@ Identities = Callable[[Batch, int], Batch]
 
 
 def permuted(seed: int) -> Identities:
-    """Control: every id renamed by one fixed permutation, the same in every video: consistent, wrong meaning."""
+    """Control: every id renamed by one fixed permutation for all videos: consistent, wrong meaning."""
 
     def change(batch: Batch, entities: int) -> Batch:
         order = torch.randperm(entities, generator=torch.Generator().manual_seed(seed))
@@ -230,8 +236,8 @@ class LearnedQueries(nn.Module):
 class TrackQueries(nn.Module):
     """One query an entity: its embedding plus the code of its path (centroid, area, presence in every frame).
 
-    The entities are those with the highest summed score over the regions (not cls, which is everywhere) whose best
-    entity they are, noise-free: tracks are bookkeeping, not a sample. Ours, not the paper's.
+    The entities are those with the highest summed score over the regions (not cls, which is everywhere) whose
+    best entity they are, noise-free: tracks are bookkeeping, not a sample. Ours, not the paper's.
     """
 
     def __init__(self, tracks: int, frames: int, dim: int, width: int) -> None:
@@ -239,12 +245,19 @@ class TrackQueries(nn.Module):
         self.tracks = tracks
         self.project = mlp(dim, width)
         self.code = nn.Sequential(
-            nn.Linear(frames * track_features(), width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width)
+            nn.Linear(frames * track_features(), width),
+            nn.GELU(),
+            nn.Linear(width, width),
+            nn.LayerNorm(width),
         )
 
     def forward(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Queries:
         """Tracks of every video; fewer distinct entities than ``tracks`` leave masked queries."""
-        entity, score, mask = batch.topk_entity[:, :, 1:, 0], batch.topk_score[:, :, 1:, 0], batch.mask[:, :, 1:]
+        entity, score, mask = (
+            batch.topk_entity[:, :, 1:, 0],
+            batch.topk_score[:, :, 1:, 0],
+            batch.mask[:, :, 1:],
+        )
         chosen, found = top_entities(entity, score, mask, self.tracks, len(entities))
         codes = track_codes(entity, mask, batch.geometry[:, :, 1:], chosen)
         tokens = self.project(entities[chosen]) + self.code(codes.flatten(2))
@@ -260,7 +273,7 @@ def top_entities(
     tracks: int,
     entities: int,
 ) -> tuple[Int64[Tensor, "b q"], Bool[Tensor, "b q"]]:
-    """The entities with the highest summed score, and which of them occur at all; q = min(tracks, entities)."""
+    """The entities with the highest summed score, and whether each occurs; q = min(tracks, entities)."""
     flat, kept = entity.flatten(1), mask.flatten(1)
     total = score.new_zeros(len(entity), entities).scatter_add_(1, flat, score.flatten(1) * kept)
     count = torch.zeros_like(total).scatter_add_(1, flat, kept.to(total.dtype))
@@ -274,13 +287,15 @@ def track_codes(
     geometry: Float[Tensor, "b t r 3"],
     chosen: Int64[Tensor, "b q"],
 ) -> Float[Tensor, "b q t features"]:
-    """Per entity and frame: Fourier features of the area-weighted centroid, log size, presence; zero when absent."""
+    """Per entity and frame: Fourier features of the weighted centroid, log size, presence; zero if absent."""
     member = (entity[:, None] == chosen[:, :, None, None]) & mask[:, None]
     weight = member * geometry[:, None, ..., 2]  # b q t r
     area = weight.sum(-1)
     centre = torch.einsum("bqtr,btrc->bqtc", weight, geometry[..., :2]) / area.clamp_min(1e-6).unsqueeze(-1)
     present = member.any(-1).to(area.dtype).unsqueeze(-1)
-    code = torch.cat([fourier(centre, TRACK_OCTAVES), log_size(area).unsqueeze(-1), torch.ones_like(present)], -1)
+    code = torch.cat(
+        [fourier(centre, TRACK_OCTAVES), log_size(area).unsqueeze(-1), torch.ones_like(present)], -1
+    )
     return code * present
 
 
@@ -335,7 +350,7 @@ class RegionContext(nn.Module):
 
 
 class Block(nn.Module):
-    """Eq. 8, pre-norm: Q' = Q + SA(Q); Ê_m = Ê + Conv1D_m(Ê); Q'' = Q' + CA(Q', Ê_m); Q_m = Q'' + FFN(Q'')."""
+    """Eq. 8, pre-norm: Q' = Q + SA(Q); Ê_m = Ê + Conv1D_m(Ê); Q" = Q' + CA(Q', Ê_m); Q" + FFN(Q")."""
 
     def __init__(self, width: int, heads: int, ffn_ratio: int, kernel: int, dropout: float) -> None:
         super().__init__()
@@ -359,7 +374,9 @@ class Block(nn.Module):
     ) -> Float[Tensor, "b q n"]:
         """How much each query looks at each key (frames x tokens, flattened) in this block."""
         tokens = self._attend_to_self(tokens, mask)
-        return self.cross_attention.weights(self.norm_cross(tokens), self._keys(context), context.mask.flatten(1))
+        return self.cross_attention.weights(
+            self.norm_cross(tokens), self._keys(context), context.mask.flatten(1)
+        )
 
     def _attend_to_self(self, tokens: Tensor, mask: Tensor) -> Tensor:
         normed = self.norm_self(tokens)
@@ -373,7 +390,12 @@ class AltEncoder(nn.Module):
     """Queries over context through M blocks; z = MLP(mean of Q_M) (Eq. 9)."""
 
     def __init__(
-        self, identities: Identities, queries: nn.Module, context: nn.Module, blocks: list[Block], head: nn.Module
+        self,
+        identities: Identities,
+        queries: nn.Module,
+        context: nn.Module,
+        blocks: list[Block],
+        head: nn.Module,
     ) -> None:
         super().__init__()
         self.identities = identities
@@ -393,7 +415,7 @@ class AltEncoder(nn.Module):
         tokens, kept = queries.tokens, queries.mask
         total = torch.zeros_like(context.mask, dtype=tokens.dtype)
         for block in self.blocks:
-            weights = block.cross_weights(tokens, kept, context)
+            weights = cast(Block, block).cross_weights(tokens, kept, context)
             total = total + masked_mean(weights, kept).view_as(total) / len(self.blocks)
             tokens = block(tokens, kept, context)
         return total
@@ -403,17 +425,15 @@ class AltEncoder(nn.Module):
 
 
 class TemporalEncoder(nn.Module):
-    """Baseline, adapt then align: a transformer over the frames' cls embeddings; knows no entities, no regions."""
+    """Baseline, adapt then align: a transformer over cls embeddings; no entities, no regions."""
 
-    def __init__(self, project: nn.Module, frames: int, width: int, layers: list[nn.Module], head: nn.Module) -> None:
+    def __init__(self, project: nn.Module, time: nn.Module, layers: list[nn.Module], head: nn.Module) -> None:
         super().__init__()
-        self.project = project
-        self.place = nn.Parameter(0.02 * torch.randn(frames, width))
-        self.layers, self.head = nn.ModuleList(layers), head
+        self.project, self.time, self.layers, self.head = project, time, nn.ModuleList(layers), head
 
     def forward(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Encoded:
         """Encode a batch."""
-        tokens = self.project(batch.embeddings[:, :, 0]) + self.place
+        tokens = self.project(batch.embeddings[:, :, 0]) + self.time()
         for layer in self.layers:
             tokens = layer(tokens)
         return Encoded(self.head(tokens.mean(1)), tokens.new_ones(()))
@@ -452,10 +472,14 @@ def mean_cls(batch: Batch) -> Float[Tensor, "b d"]:
 
 
 class LabelWhitening(nn.Module):
-    """Centre and whiten label embeddings by the training labels' statistics, so that unseen labels move alike.
+    """Centre and whiten label embeddings by training labels' statistics; unseen labels move alike.
 
-    C = (1 - s) Cov + s tr(Cov)/d I; a label becomes the unit vector of C^-1/2 (c - mean). Identity until fitted.
+    C = (1 - s) Cov + s tr(Cov)/d I; a label becomes the unit vector of C^-1/2 (c - mean). Identity until
+    fitted.
     """
+
+    mean: Tensor
+    matrix: Tensor
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -483,7 +507,12 @@ class VideoAdapter(nn.Module):
     """Encoder, residual and cosine head: logits = exp(logit_scale) cos(z, c_i) (Eq. 10 with CLIP's scale)."""
 
     def __init__(
-        self, encoder: nn.Module, whitening: LabelWhitening, logit_scale: float, learn_scale: bool, residual: bool
+        self,
+        encoder: nn.Module,
+        whitening: LabelWhitening,
+        logit_scale: float,
+        learn_scale: bool,
+        residual: bool,
     ) -> None:
         super().__init__()
         self.encoder, self.whitening, self.residual = encoder, whitening, residual
@@ -501,7 +530,7 @@ class VideoAdapter(nn.Module):
 
 def build_model(config: ModelConfig, shape: Shape) -> VideoAdapter:
     """The model that a config names, with fresh weights from torch's global generator."""
-    encoders: dict[str, Callable[[ModelConfig, Shape], nn.Module]] = {
+    encoders: dict[str, Callable[[ModelConfig, Shape], Any]] = {
         "alt": _alt,
         "adapt_then_align": _temporal,
         "mean_pool": lambda config, shape: MeanPoolEncoder(),
@@ -510,9 +539,11 @@ def build_model(config: ModelConfig, shape: Shape) -> VideoAdapter:
     residual = config.residual == "cls" and config.model != "mean_pool"
     if residual:
         # The learned part starts at zero: before training, z is zero-shot CLIP's.
-        nn.init.zeros_(encoder.head[-1].weight)
-        nn.init.zeros_(encoder.head[-1].bias)
-    return VideoAdapter(encoder, LabelWhitening(shape.dim), config.logit_scale, config.learn_logit_scale, residual)
+        for parameter in encoder.head[-1].parameters():
+            nn.init.zeros_(parameter)
+    return VideoAdapter(
+        encoder, LabelWhitening(shape.dim), config.logit_scale, config.learn_logit_scale, residual
+    )
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -534,7 +565,11 @@ def _alt(config: ModelConfig, shape: Shape) -> AltEncoder:
         Block(width, heads, config.ffn_ratio, config.kernel, config.dropout) for _ in range(config.blocks)
     ]
     return AltEncoder(
-        _identities(config), _queries(config, shape, width), _context(config, shape, width), blocks, mlp(width, shape.dim)
+        _identities(config),
+        _queries(config, shape, width),
+        _context(config, shape, width),
+        blocks,
+        mlp(width, shape.dim),
     )
 
 
@@ -581,7 +616,9 @@ def _temporal(config: ModelConfig, shape: Shape) -> TemporalEncoder:
         stack: list[nn.Module] = [
             TemporalLayer(width, heads, config.ffn_ratio, config.dropout) for _ in range(layers)
         ]
-        return TemporalEncoder(mlp(shape.dim, width), shape.frames, width, stack, mlp(width, shape.dim))
+        # The same code of time as ALT's default, always: a small learned one would read order worse.
+        time = TimeCode(shape.frames, width)
+        return TemporalEncoder(mlp(shape.dim, width), time, stack, mlp(width, shape.dim))
 
     # As many layers as bring the baseline nearest to the size of the ALT model of the same config.
     with torch.device("meta"):

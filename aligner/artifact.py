@@ -1,8 +1,9 @@
 """ALIGNMENTS CONTRACT: file names, Arrow schema, manifest, markers; how shards are written and read.
 
-An alignments folder holds ``manifest.json`` (written by the plan), ``videos.parquet`` (the plan), ``entities.parquet``
-(a copy of the corpus's), and for every finished shard ``shard-00000.parquet``, ``failures-00000.parquet`` and, last,
-the marker ``shard-00000.json``. A shard is done when its marker is there and matches the manifest.
+An alignments folder holds ``manifest.json`` (written by the plan), ``videos.parquet`` (the plan),
+``entities.parquet`` (a copy of the corpus's), and for every finished shard ``shard-00000.parquet``,
+``failures-00000.parquet`` and, last, the marker ``shard-00000.json``. A shard is done when its marker is
+there and matches the manifest.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import datetime
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,13 +82,18 @@ def shard_schema(dim: int, patches: int, top_k: int, fingerprint: str) -> pa.Sch
         ("cy", pa.float32(), unit),
         *((corner, pa.float32(), unit) for corner in ("x0", "y0", "x1", "y1")),
         ("patch_map", pa.binary(-(-patches // 8)), {"about": "np.packbits of the row-major patches"}),
-        ("topk_entity", pa.list_(pa.int32(), top_k), {"about": "entity_id, best first, ties by lower id"}),
-        ("topk_score", pa.list_(pa.float32(), top_k), {"unit": "cosine"}),
+        ("topk_entity", _list(pa.int32(), top_k), {"about": "entity_id, best first, ties by lower id"}),
+        ("topk_score", _list(pa.float32(), top_k), {"unit": "cosine"}),
         ("embedding", pa.binary(2 * dim), {"dtype": "<f2", "dim": str(dim), "about": "unit length"}),
         ("norm", pa.float32(), {"about": "length of the embedding before normalising"}),
     ]
     fields = [pa.field(name, kind, False, metadata) for name, kind, metadata in columns]
     return pa.schema(fields, {"schema_version": str(SCHEMA_VERSION), "fingerprint": fingerprint})
+
+
+def _list(kind: pa.DataType, size: int) -> pa.DataType:
+    """A fixed-size list whose items are named as Parquet names them, so that the schema reads back equal."""
+    return pa.list_(pa.field("element", kind), size)
 
 
 @dataclass(frozen=True)
@@ -170,12 +177,14 @@ def _table(video_id: str, rows: VideoRows, schema: pa.Schema) -> pa.Table:
     columns = {
         "video_id": pa.array([video_id]).take(pa.array(np.zeros(len(rows), np.int32))),
         "patch_map": _fixed_binary(rows.patch_map),
-        "topk_entity": _fixed_list(rows.topk_entity),
-        "topk_score": _fixed_list(rows.topk_score),
+        "topk_entity": _fixed_list(rows.topk_entity, schema.field("topk_entity").type),
+        "topk_score": _fixed_list(rows.topk_score, schema.field("topk_score").type),
         "embedding": _fixed_binary(rows.embedding.astype("<f2")),
     }
     flat = {"cx": cx, "cy": cy, "x0": x0, "y0": y0, "x1": x1, "y1": y1}
-    flat |= {name: getattr(rows, name) for name in ("frame_index", "time_s", "region_index", "patches", "norm")}
+    flat |= {
+        name: getattr(rows, name) for name in ("frame_index", "time_s", "region_index", "patches", "norm")
+    }
     columns |= {name: pa.array(values, schema.field(name).type) for name, values in flat.items()}
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
@@ -186,8 +195,8 @@ def _fixed_binary(values: np.ndarray) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(values), [None, buffer])
 
 
-def _fixed_list(values: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+def _fixed_list(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=kind)
 
 
 def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
@@ -210,7 +219,7 @@ def lists(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 @contextlib.contextmanager
 def atomic(target: Path) -> Iterator[Path]:
     """A temporary path beside ``target`` that becomes it when the block ends well: fsync, then rename."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -270,7 +279,10 @@ def make_manifest(out: Path, *, rows: int, entities: int, content: dict[str, Any
     ``content`` has config, inputs, model, counts and the extra keys (grid, patches, regions, ...).
     """
     manifest = {"artifact": ARTIFACT, "schema_version": SCHEMA_VERSION, "package": PACKAGE, **content}
-    manifest["files"] = {VIDEOS: _file_entry(out / VIDEOS, rows), ENTITIES: _file_entry(out / ENTITIES, entities)}
+    manifest["files"] = {
+        VIDEOS: _file_entry(out / VIDEOS, rows),
+        ENTITIES: _file_entry(out / ENTITIES, entities),
+    }
     manifest["fingerprint"] = manifest_fingerprint(manifest)
     manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return manifest
@@ -278,7 +290,9 @@ def make_manifest(out: Path, *, rows: int, entities: int, content: dict[str, Any
 
 def manifest_fingerprint(manifest: dict[str, Any]) -> str:
     """Hash of everything that decides the bytes of the shards (never of ``created``)."""
-    kept = {key: manifest[key] for key in ("artifact", "schema_version", "package", "config", "inputs", "model")}
+    kept = {
+        key: manifest[key] for key in ("artifact", "schema_version", "package", "config", "inputs", "model")
+    }
     kept["files"] = {name: entry["sha256"] for name, entry in manifest["files"].items()}
     return canonical_sha256(kept)
 
@@ -297,12 +311,15 @@ def read_manifest(out: Path) -> dict[str, Any]:
     made_by = "produced by `aligner run --videos DIR --corpus DIR --model NAME --out DIR`"
     if not path.is_file():
         raise AlignerError(f"{out} needs {MANIFEST}, found none: not an alignments folder, {made_by}")
-    manifest = json.loads(path.read_text("utf-8"))
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise AlignerError(f"{path} is damaged ({error}); {made_by}") from error
     kind, version = manifest.get("artifact"), manifest.get("schema_version", 0)
     if kind != ARTIFACT or version > SCHEMA_VERSION:
         raise AlignerError(
-            f"{out} needs artifact {ARTIFACT!r} of version {SCHEMA_VERSION} or older, found {kind!r} of version "
-            f"{version}; {made_by}"
+            f"{out} needs artifact {ARTIFACT!r} of version {SCHEMA_VERSION} or older, found {kind!r} of "
+            f"version {version}; {made_by}"
         )
     return manifest
 
@@ -322,18 +339,23 @@ def read_videos(out: Path) -> pa.Table:
 
 
 def read_marker(out: Path, shard: int) -> dict[str, Any] | None:
-    """The marker of a shard, or None."""
+    """The marker of a shard, or None; a marker that cannot be read marks nothing."""
     path = out / marker_name(shard)
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+    try:
+        return json.loads(path.read_text("utf-8")) if path.is_file() else None
+    except ValueError:
+        return None
 
 
 def shard_state(out: Path, shard: int, fingerprint: str) -> str:
-    """``done``, ``stale`` (made with other settings, or files that miss or differ in size), ``running``, ``todo``."""
+    """One of done, stale (other settings, or files that miss or differ in size), running and todo."""
     marker = read_marker(out, shard)
     rows = out / shard_name(shard)
     if marker is None:
         return "running" if any(out.glob(f".{rows.name}.*.tmp")) else "todo"
-    whole = rows.is_file() and rows.stat().st_size == marker["bytes"] and (out / failures_name(shard)).is_file()
+    whole = (
+        rows.is_file() and rows.stat().st_size == marker["bytes"] and (out / failures_name(shard)).is_file()
+    )
     return "done" if whole and marker["fingerprint"] == fingerprint else "stale"
 
 
@@ -366,5 +388,8 @@ def read_video(out: Path, video_id: str) -> pa.Table:
         failure = next(row for row in read_failures(out, shard) if row["video_id"] == video_id)
         raise AlignerError(f"{video_id} failed at stage {failure['stage']}: {failure['message']}")
     place = marker["videos"][video_id]
-    group = pq.ParquetFile(out / shard_name(shard)).read_row_group(place["row_group"])
+    try:
+        group = pq.ParquetFile(out / shard_name(shard)).read_row_group(place["row_group"])
+    except (pa.ArrowException, OSError) as error:
+        raise AlignerError(f"{shard_name(shard)} cannot be read; `aligner verify {out}` says more") from error
     return group.slice(place["offset"], place["rows"])

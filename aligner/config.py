@@ -27,8 +27,8 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 class AlignConfig:
     """Everything one ``aligner run`` needs to know.
 
-    The first block decides the bytes of the shards and is part of the run's fingerprint; the second block only
-    decides where and how fast the work is done, and never changes a byte.
+    The first block decides the bytes of the shards and is part of the run's fingerprint; the second block
+    only decides where and how fast the work is done, and never changes a byte.
     """
 
     # Folder of videos (searched recursively) or a manifest (.csv, .parquet, .jsonl, .txt) naming them.
@@ -51,7 +51,8 @@ class AlignConfig:
     precision: str = "fp32"
     # Videos per shard, the unit of resuming and of parallel work.
     videos_per_shard: int = 64
-    # Most frames in one forward pass; only below `frames` does it change the last bits (see run.frames_per_pass).
+    # Most frames in one forward pass; only below `frames` does it change the last bits (see
+    # run.frames_per_pass).
     batch_frames: int = 64
 
     # Folder that `video_id` is relative to; by default the videos folder, or the folder of the manifest.
@@ -100,8 +101,8 @@ def _option(field: str) -> str:
 def array_share(num_shards: int | None, shard_index: int | None, env: dict[str, str]) -> tuple[int, int]:
     """(count, index) of this process among those that share the work.
 
-    The flags win; without them a SLURM job array is read from ``env`` (``SLURM_ARRAY_TASK_*``); without that the
-    process takes everything, (1, 0).
+    The flags win; without them a SLURM job array is read from ``env`` (``SLURM_ARRAY_TASK_*``); without
+    that the process takes everything, (1, 0).
 
     Raises:
         AlignerError: one flag without the other, or an array whose ids are not evenly spaced.

@@ -38,7 +38,8 @@ def load_corpus(path: Path) -> Corpus:
     """Read a corpus folder.
 
     Raises:
-        AlignerError: files or columns missing, another artifact or version, or embeddings that are not unit vectors.
+        AlignerError: files or columns missing, another artifact or version, or embeddings that are not unit
+        vectors.
     """
     manifest = _read_manifest(path)
     table = _read_entities(path)
@@ -77,20 +78,27 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     made_by = f"produced by `{BUILD.format(model='NAME')}`"
     if not file.is_file():
         raise AlignerError(f"--corpus {path} needs {MANIFEST}, found none: not a corpus, {made_by}")
-    manifest = json.loads(file.read_text("utf-8"))
+    try:
+        manifest = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise AlignerError(f"{file} is damaged ({error}); {made_by}") from error
     kind, version = manifest.get("artifact"), manifest.get("schema_version")
     if kind != "corpus" or version not in VERSIONS:
         raise AlignerError(
             f"--corpus {path} needs artifact 'corpus' of version {', '.join(map(str, VERSIONS))}, "
             f"found {kind!r} of version {version}; {made_by}"
         )
+    if missing := [key for key in ("fingerprint", "model") if key not in manifest]:
+        raise AlignerError(f"{file} has no {' and no '.join(missing)}; {made_by}")
     return manifest
 
 
 def _read_entities(path: Path) -> pa.Table:
     file = path / ENTITIES
     if not file.is_file():
-        raise AlignerError(f"--corpus {path} needs {ENTITIES}, found none; run `{BUILD.format(model='NAME')}`")
+        raise AlignerError(
+            f"--corpus {path} needs {ENTITIES}, found none; run `{BUILD.format(model='NAME')}`"
+        )
     try:
         names = pq.read_schema(file).names
         missing = [column for column in REQUIRED if column not in names]
@@ -103,6 +111,8 @@ def _read_entities(path: Path) -> pa.Table:
 
 def _matrix(column: pa.ChunkedArray, path: Path) -> np.ndarray:
     if not pa.types.is_fixed_size_list(column.type):
-        raise AlignerError(f"corpus {path}: embedding must be a fixed-size list of float32, got {column.type}")
+        raise AlignerError(
+            f"corpus {path}: embedding must be a fixed-size list of float32, got {column.type}"
+        )
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return flat.astype(np.float32, copy=False).reshape(len(column), column.type.list_size)

@@ -1,9 +1,10 @@
 """Sampled frames of a video file with PyAV: by timestamp, frame-exact, rotated upright.
 
-The span of the video stream is cut into T equal segments; a sample is the frame on display at the middle of its
-segment (as X-CLIP and ViFi-CLIP sample). A video with fewer frames than T repeats the frames on display. Frames that
-lie between the samples are skipped by seeking when a keyframe allows it: damage there goes unseen and does no harm,
-while damage on the way to a sample fails the whole video (no partial decoding).
+The span of the video stream is cut into T equal segments; a sample is the frame on display at the middle of
+its segment (as X-CLIP and ViFi-CLIP sample). A video with fewer frames than T repeats the frames on
+display. Frames that lie between the samples are skipped by seeking when a keyframe allows it: damage there
+goes unseen and does no harm, while damage on the way to a sample fails the whole video (no partial
+decoding).
 """
 
 from bisect import bisect_right
@@ -27,8 +28,8 @@ DECODER = f"pyav {av.__version__}"
 class DecodeError(AlignerError):
     """A video that gives no frames.
 
-    ``reason`` is one of missing, empty, unreadable, no_video, no_frames, truncated, broken; ``stage`` is ``open``
-    where the file as a whole is at fault and ``decode`` where its pictures are.
+    ``reason`` is one of missing, empty, unreadable, no_video, no_frames, truncated, broken; ``stage`` is
+    ``open`` where the file as a whole is at fault and ``decode`` where its pictures are.
     """
 
     def __init__(self, reason: str, message: str, stage: str = "open") -> None:
@@ -50,8 +51,8 @@ class Frame:
 class Timeline:
     """What the packets of a stream tell without decoding; times in units of the stream's time base.
 
-    ``seekable`` is False where packets carry no trustworthy presentation times (AVI): there the n-th frame that
-    comes out of the decoder has the n-th time, and decoding must start at the beginning.
+    ``seekable`` is False where packets carry no trustworthy presentation times (AVI): there the n-th frame
+    that comes out of the decoder has the n-th time, and decoding must start at the beginning.
     """
 
     times: list[int]
@@ -108,7 +109,9 @@ def read_timeline(container: InputContainer) -> Timeline:
                 ends.append(end)
                 keyframes += [time] if packet.is_keyframe else []
     except av.FFmpegError as error:
-        raise DecodeError("truncated", f"reading stopped after {len(times)} packets: {error.strerror}") from error
+        raise DecodeError(
+            "truncated", f"reading stopped after {len(times)} packets: {error.strerror}"
+        ) from error
     if not times:
         raise DecodeError("no_frames", "the video stream holds no frame")
     _check_length(container, len(times), last_s)
@@ -148,7 +151,8 @@ def picture_stream(container: InputContainer) -> Any:
 def _check_length(container: InputContainer, packets: int, last_s: float) -> None:
     """Notice a file cut short in formats that can be read up to the cut without any error.
 
-    Headers are taken at their word with 2 % (frames) and 10 % (duration) of grace: recorders miscount a little.
+    Headers are taken at their word with 2 % (frames) and 10 % (duration) of grace: recorders miscount a
+    little.
     """
     announced = picture_stream(container).frames
     if announced - packets > max(2, announced // 50):
@@ -156,7 +160,9 @@ def _check_length(container: InputContainer, packets: int, last_s: float) -> Non
     # Only Matroska states a duration and no number of frames; other formats estimate what they do not state.
     stated = (container.duration or 0) / av.time_base if "matroska" in container.format.name else 0.0
     if stated - last_s > max(1.0 if stated > 10 else 0.1, 0.1 * stated):
-        raise DecodeError("truncated", f"the header announces {stated:.2f} s, the file ends at {last_s:.2f} s")
+        raise DecodeError(
+            "truncated", f"the header announces {stated:.2f} s, the file ends at {last_s:.2f} s"
+        )
 
 
 def _sample(path: Path, timeline: Timeline, count: int) -> list[Frame]:
@@ -177,7 +183,7 @@ def upright(rgb: np.ndarray, rotation: int) -> np.ndarray:
 
 
 class _Reader:
-    """Frames in order of time, forward only, jumping over whole groups of pictures when that saves decoding."""
+    """Frames in order of time, forward only, jumping over groups of pictures when that saves decoding."""
 
     def __init__(self, path: Path, timeline: Timeline) -> None:
         self.path = path

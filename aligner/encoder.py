@@ -1,18 +1,19 @@
 """Region-aware image encoder: an open_clip ViT run block by block with token merging (ALT section 1.2).
 
-Every block is ``x + attention``, then a merge of the r most similar token pairs, then ``x + mlp``; every token that
-is left goes through the final norm and the projection, so that regions and text share one space. With r = 0 the
-class token equals open_clip's ``encode_image``.
+Every block is ``x + attention``, then a merge of the r most similar token pairs, then ``x + mlp``; every
+token that is left goes through the final norm and the projection, so that regions and text share one space.
+With r = 0 the class token equals open_clip's ``encode_image``.
 
 Notation used for tensor shapes: frames f, tokens t, heads h, channels of a head d, width w.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import open_clip
 import torch
@@ -22,11 +23,18 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from aligner.config import AlignerError, did_you_mean
-from aligner.merging import merge_schedule, merge_sources, merge_tokens, plan_merge, token_counts
+from aligner.merging import (
+    merge_schedule,
+    merge_sources,
+    merge_tokens,
+    mergeable,
+    plan_merge,
+    token_counts,
+)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SUPPORTED = (
-    "supported are open_clip's own ViT image towers with a class token, such as ViT-B-32, ViT-B-16 and ViT-L-14 "
+    "supported are open_clip's own ViT image towers with a class token, such as ViT-B-16 or ViT-L-14 "
     "(no ResNet, no timm tower, no attentional or average pooling)"
 )
 
@@ -35,8 +43,8 @@ SUPPORTED = (
 class EncodedFrames:
     """Tokens of some frames after the encoder, token 0 being the class token.
 
-    ``embeddings`` are not normalised. ``sizes`` counts the original tokens in each token, ``source`` holds the token
-    (1 ..) that each patch (row-major) ended in.
+    ``embeddings`` are not normalised. ``sizes`` counts the original tokens in each token, ``source`` holds
+    the token (1 ..) that each patch (row-major) ended in.
     """
 
     embeddings: Float[Tensor, "frames tokens dim"]
@@ -44,6 +52,7 @@ class EncodedFrames:
     source: Int[Tensor, "frames patches"]
 
 
+@runtime_checkable
 class RegionEncoder(Protocol):
     """What a run needs of an encoder; any model that turns pixels into region tokens fits."""
 
@@ -105,8 +114,8 @@ class ClipRegionEncoder:
             weigh = sizes if merged and self.proportional_attention else None
             attended, metric = attention(block.attn, block.ln_1(x), weigh)
             x = x + block.ls_1(attended)
-            plan = plan_merge(metric.float(), r)
-            if plan.groups < plan.tokens:
+            if mergeable(x.shape[1], r):
+                plan = plan_merge(metric.float(), r)
                 x, sizes = merge_tokens(plan, x, sizes)
                 source = merge_sources(plan, source)
                 merged = True
@@ -120,7 +129,7 @@ def attention(
     x: Float[Tensor, "frames tokens width"],
     sizes: Float[Tensor, "frames tokens"] | None = None,
 ) -> tuple[Float[Tensor, "frames tokens width"], Float[Tensor, "frames tokens channels"]]:
-    """Self-attention with the weights of ``attn``, and the keys averaged over heads (the similarity of tokens).
+    """Self-attention with the weights of ``attn``, and the keys averaged over heads (what tokens merge by).
 
     With ``sizes`` a token counts as often as it has originals: log(size) is added to its logits.
     """
@@ -134,23 +143,30 @@ def attention(
 
 
 def supported_tower(model: nn.Module) -> VisionTransformer:
-    """The image tower of ``model``, or AlignerError saying what is wrong with it and which towers are supported."""
+    """The image tower of ``model``; AlignerError says what is wrong with it and which are supported."""
     visual = model.visual
     if not isinstance(visual, VisionTransformer):
         raise AlignerError(f"the image tower is a {type(visual).__name__}; {SUPPORTED}")
     if visual.attn_pool is not None:
         raise AlignerError(f"the image tower pools by attention; {SUPPORTED}")
     if visual.pool_type != "tok":
-        raise AlignerError(f"the image tower pools by {visual.pool_type!r} and has no class token; {SUPPORTED}")
+        raise AlignerError(
+            f"the image tower pools by {visual.pool_type!r} and has no class token; {SUPPORTED}"
+        )
     if any(type(block) is not ResidualAttentionBlock for block in visual.transformer.resblocks):
         raise AlignerError(f"the image tower has custom attention blocks; {SUPPORTED}")
     return visual
 
 
 def preprocess_config(model: nn.Module) -> dict[str, Any]:
-    """open_clip's preprocessing of this model: size, mean, std, interpolation, resize_mode, fill_color, mode."""
+    """Size, mean, std, interpolation ... with which open_clip prepares pictures for this model."""
     known = open_clip.transform.PreprocessCfg.__dataclass_fields__
-    return {key: value for key, value in dict(model.visual.preprocess_cfg).items() if key in known}
+    return {key: value for key, value in _visual(model).preprocess_cfg.items() if key in known}
+
+
+def _visual(model: nn.Module) -> Any:
+    """The image tower, whose attributes torch's types do not know."""
+    return model.visual
 
 
 def load_clip(model: str, pretrained: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
@@ -166,7 +182,7 @@ def load_clip(model: str, pretrained: str | None = None) -> tuple[nn.Module, dic
         "name": f"local-dir:{Path(model.partition(':')[2]).name}" if schema == "local-dir" else model,
         "pretrained": _weights_name(pretrained),
         "weights_sha256": weights_sha256(clip),
-        "embed_dim": int(clip.visual.output_dim),
+        "embed_dim": int(_visual(clip).output_dim),
         "random_weights": pretrained == "none",
     }
     return clip.eval(), info
@@ -228,15 +244,21 @@ def _create(model: str, pretrained: str | None) -> nn.Module:
         reason = str(error).strip().splitlines()
         raise AlignerError(
             f"could not load the weights of {model} (pretrained {pretrained}): "
-            f"{reason[0] if reason else type(error).__name__}. Without a network, download the checkpoint "
-            "elsewhere and give its path: --pretrained FILE, or --model local-dir:FOLDER"
+            f"{reason[0].rstrip('.') if reason else type(error).__name__}. Without a network, "
+            "download the checkpoint elsewhere and give it: --pretrained FILE, or --model local-dir:FOLDER"
         ) from error
 
 
 def _create_random(model: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return open_clip.create_model(model, pretrained=None, precision="fp32")
+        before = logging.root.manager.disable
+        # open_clip warns that nothing was loaded; that was asked for, and the run says so in its own words.
+        logging.disable(logging.WARNING)
+        try:
+            return open_clip.create_model(model, pretrained=None, precision="fp32")
+        finally:
+            logging.disable(before)
 
 
 def _weights_name(pretrained: str | None) -> str | None:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from aligner.config import AlignerError
 
-# Entities per matrix product: 1,000 regions times this many scores are 64 MB. A constant, since the shape of a
-# product may change its last bits.
+# Entities per matrix product: 1,000 regions times this many scores are 64 MB. A constant, since the shape
+# of a product may change its last bits.
 CHUNK = 16_384
 # Above this many entities FAISS is the quicker brute force on a CPU (engineering.md 5).
 FAISS_ABOVE = 1_000_000
@@ -30,7 +30,7 @@ class Matcher:
     """Top-k search among a fixed set of unit entity vectors."""
 
     def __init__(self, entities: Float[Tensor, "entities dim"], k: int, engine: Engine = "auto") -> None:
-        """Keep the entities, and build a FAISS index of them when they are very many or ``engine`` asks for it.
+        """Keep the entities; index them with FAISS when they are very many or ``engine`` asks for it.
 
         Raises:
             AlignerError: fewer entities than k, or a vector with NaN or infinity.
@@ -81,7 +81,7 @@ def top_entities(
 def _stable_top(
     scores: Float[Tensor, "rows columns"], k: int
 ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-    """k largest of each row, descending, ties by the lower column; ``topk`` alone promises no order of ties."""
+    """Largest k of each row, descending, ties by the lower column (``topk`` promises no order of ties)."""
     top, column = scores.topk(k, dim=1)
     # A tie across the k-th place makes topk's choice arbitrary: such rows (rare) are sorted in full.
     tied = (scores >= top[:, -1:]).sum(1) > k
@@ -103,7 +103,7 @@ def _faiss_index(entities: Float[Tensor, "entities dim"]) -> Any:
 
 
 def _search_faiss(index: Any, regions: Float[Tensor, "regions dim"], k: int) -> Matches:
-    """The same exact search in FAISS; ties inside the top k are ordered by id, a tie across its edge is FAISS's."""
+    """The same search in FAISS; ties inside the top k are ordered by id, one across its edge is FAISS's."""
     scores, ids = index.search(regions.cpu().numpy(), k)
     ids, order = torch.from_numpy(ids).sort(dim=1)
     found, order_by_score = (

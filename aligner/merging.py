@@ -1,10 +1,10 @@
 """Token merging: plan which tokens join which, then apply the plan (pure functions, no model).
 
-Bipartite soft matching as described in "Token Merging: Your ViT But Faster" (Bolya et al., ICLR 2023) and used by
-the region-aware encoder of "Align before Adapt" (CVPR 2024). Written from the description alone.
+Bipartite soft matching as described in "Token Merging: Your ViT But Faster" (Bolya et al., ICLR 2023) and
+used by the region-aware encoder of "Align before Adapt" (CVPR 2024). Written from the description alone.
 
-Words for axes: ``frames`` batch, ``tokens`` before a merge, ``groups`` after it, ``merged`` pairs joined by one plan,
-``patches`` original patch tokens.
+Words for axes: ``frames`` batch, ``tokens`` before a merge, ``groups`` after it, ``merged`` pairs joined by
+one plan, ``patches`` original patch tokens.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ from aligner.config import AlignerError
 class MergePlan:
     """Which tokens of a block merge.
 
-    Tokens at even positions are split into ``sources``, which disappear, and ``kept``; tokens at odd positions all
-    stay, and ``partners`` are the odd tokens that take the sources in. The new order is ``kept`` then every odd
-    token, scrambled on purpose so that the next block sees new pairs.
+    Tokens at even positions are split into ``sources``, which disappear, and ``kept``; tokens at odd
+    positions all stay, and ``partners`` are the odd tokens that take the sources in. The new order is
+    ``kept`` then every odd token, scrambled on purpose so that the next block sees new pairs.
     """
 
     sources: Int[Tensor, "frames merged"]
@@ -47,7 +47,7 @@ class MergePlan:
 
 
 def mergeable(tokens: int, r: int, protected: int = 1) -> int:
-    """Pairs that one merge can really join: r, bounded by half of the tokens that may be merged, never below 0."""
+    """Pairs that one merge can really join: r, but at most half of the tokens that are not protected."""
     return max(0, min(r, (tokens - protected) // 2))
 
 
@@ -59,9 +59,14 @@ def plan_merge(metric: Float[Tensor, "frames tokens channels"], r: int, protecte
         metric: one similarity vector per token, in practice the attention keys averaged over heads.
         r: pairs to merge; more than half of the tokens is silently as many as possible (``mergeable``).
         protected: leading tokens that never merge into another one (the class token).
+
+    Raises:
+        AlignerError: nothing to merge; a plan always reorders, so ask ``mergeable`` first.
     """
-    frames, tokens, _ = metric.shape
+    tokens = metric.shape[1]
     r = mergeable(tokens, r, protected)
+    if r == 0:
+        raise AlignerError(f"nothing to merge among {tokens} tokens, {protected} of them protected")
     unit = metric / metric.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(metric.dtype).tiny)
     scores = unit[:, 0::2] @ unit[:, 1::2].transpose(1, 2)
     # Protected tokens 0, 2, ... are rows of the score table, 1, 3, ... its columns.
@@ -116,7 +121,7 @@ def merge_schedule(r: int | tuple[int, float] | Sequence[int], layers: int) -> l
     if isinstance(r, int):
         schedule = [r] * layers
     elif isinstance(r, tuple):
-        schedule = _ramp(*r, layers)
+        schedule = _ramp(r[0], float(r[1]), layers)
     else:
         schedule = [*r] + [0] * (layers - len(r))
     if len(schedule) != layers:

@@ -1,4 +1,4 @@
-"""Which videos, in which shards: a function of the inputs and the settings, never of the number of workers."""
+"""Which videos, in which shards: a function of inputs and settings, never of the number of workers."""
 
 import os
 from collections import Counter
@@ -10,16 +10,14 @@ import pandas as pd
 
 from aligner.config import AlignerError, did_you_mean
 
-VIDEO_EXTENSIONS = frozenset(
-    ".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
-)
+VIDEO_EXTENSIONS = frozenset(".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
 MANIFEST_COLUMNS = ("path", "label", "split")
 SPLITS = {"train", "val", "validation", "test"}
 
 
 @dataclass(frozen=True)
 class VideoItem:
-    """One planned video; ``bytes`` is 0 for a missing file, which becomes a failure row when its turn comes."""
+    """One planned video; ``bytes`` is 0 for a missing file, which becomes a failure row in its turn."""
 
     video_id: str
     label: str | None
@@ -65,11 +63,12 @@ class Plan:
 def make_plan(videos: Path, videos_per_shard: int, root: Path | None = None) -> Plan:
     """Plan a folder (recursively, by file extension) or a manifest.
 
-    In a folder ``CLASS/clip.mp4`` has its class as label; with ``train``, ``val`` or ``test`` as the first level,
-    that is the split and the second level is the label.
+    In a folder ``CLASS/clip.mp4`` has its class as label; with ``train``, ``val`` or ``test`` as the first
+    level, that is the split and the second level is the label.
 
     Raises:
-        AlignerError: nothing there, no video in it, an unknown column, a video named twice or outside the root.
+        AlignerError: nothing there, no video in it, an unknown column, a video named twice or outside the
+        root.
     """
     if videos.is_dir():
         found, ignored = _scan(videos)
@@ -81,7 +80,9 @@ def make_plan(videos: Path, videos_per_shard: int, root: Path | None = None) -> 
     else:
         raise AlignerError(f"--videos {videos} does not exist; give a folder of videos or a manifest")
     if not rows:
-        raise AlignerError(f"no videos in {videos}; extensions looked for: {' '.join(sorted(VIDEO_EXTENSIONS))}")
+        raise AlignerError(
+            f"no videos in {videos}; extensions looked for: {' '.join(sorted(VIDEO_EXTENSIONS))}"
+        )
     _refuse_twice(rows, videos)
     items = (
         VideoItem(video_id, label, split, _size(root / video_id), place // videos_per_shard)
@@ -96,11 +97,15 @@ def _scan(folder: Path) -> tuple[list[PurePosixPath], dict[str, int]]:
     for parent, _, names in os.walk(folder):
         for name in names:
             path = Path(parent, name).relative_to(folder)
-            if path.suffix.lower() in VIDEO_EXTENSIONS and not name.startswith("."):
+            if path.suffix.lower() in VIDEO_EXTENSIONS and not _hidden(path):
                 found.append(PurePosixPath(path.as_posix()))
             else:
                 ignored[path.suffix.lower() or "(none)"] += 1
     return found, dict(sorted(ignored.items()))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _row_of_path(path: PurePosixPath) -> tuple[str, str | None, str | None]:
@@ -160,7 +165,9 @@ def _relative(path: str, root: Path) -> str:
     """POSIX path below the root; the identity of a video must not depend on the machine."""
     relative = os.path.relpath(root / path, root)
     if relative.split(os.sep)[0] == os.pardir:
-        raise AlignerError(f"{path} lies outside the videos' root {root}; give --videos-root, a folder above it")
+        raise AlignerError(
+            f"{path} lies outside the videos' root {root}; give --videos-root, a folder above it"
+        )
     return Path(relative).as_posix()
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 class RegionGeometry:
     """Shape of every region, index 0 being the class token.
 
-    Coordinates are fractions of the square that the model saw (x to the right, y down). The class token covers the
-    whole frame by convention: no patches, centroid in the middle, box 0, 0, 1, 1, an empty map.
+    Coordinates are fractions of the square that the model saw (x to the right, y down). The class token
+    covers the whole frame by convention: no patches, centroid in the middle, box 0, 0, 1, 1, an empty map.
     """
 
     patches: Int[Tensor, "frames regions"]
@@ -52,9 +52,7 @@ def _extent(
     position: Int[Tensor, " patches"],
     cells: int,
     patches: Int[Tensor, "frames regions"],
-) -> tuple[
-    Float[Tensor, "frames regions"], Float[Tensor, "frames regions"], Float[Tensor, "frames regions"]
-]:
+) -> tuple[Float[Tensor, "frames regions"], Float[Tensor, "frames regions"], Float[Tensor, "frames regions"]]:
     """Start, end and mean of the regions along one axis of ``cells`` cells, as fractions."""
     first = position.where(member, cells).amin(-1) / cells
     last = (position.where(member, -1).amax(-1) + 1) / cells
@@ -67,7 +65,7 @@ def _prepend(cls: Tensor, regions: Tensor) -> Tensor:
 
 
 def pack_patches(member: Bool[Tensor, "*axes patches"]) -> UInt8[Tensor, "*axes bytes"]:
-    """Eight patches to a byte, the first patch in the highest bit and zeros at the end (as ``np.packbits``)."""
+    """Eight patches to a byte, the first in the highest bit, zeros at the end (as ``np.packbits``)."""
     padded = torch.nn.functional.pad(member.to(torch.uint8), (0, -member.shape[-1] % 8))
     weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=member.device)
     return (padded.unflatten(-1, (-1, 8)) * weights).sum(-1, dtype=torch.uint8)

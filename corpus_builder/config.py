@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-TAGGER_CHOICES = ("both", "spacy", "nltk")
+TAGGER_CHOICES = ("both", "spacy", "nltk", "wordnet")
 STRATEGIES = ("extended", "lesk", "first")
 SOURCES = ("label", "caption", "expansion", "body_part")
 DEFAULT_SPACY_MODEL = "en_core_web_sm"
@@ -30,7 +30,7 @@ BODY_PARTS: tuple[tuple[str, str], ...] = (
     ("chin", "chin.n.01"),
     ("neck", "neck.n.01"),
     ("shoulder", "shoulder.n.01"),
-    ("chest", "chest.n.01"),
+    ("chest", "thorax.n.02"),
     ("back", "back.n.01"),
     ("waist", "waist.n.01"),
     ("hip", "hip.n.01"),
@@ -67,12 +67,13 @@ def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """How a corpus is mined. Every field here changes the bytes of the artifact, so all of them are recorded."""
+    """How a corpus is mined; every field changes the artifact, so all of them are recorded."""
 
     taggers: str = "both"
-    """Which taggers propose noun phrases: ``both`` (their union, as in the paper), ``spacy`` or ``nltk``."""
+    """Which taggers propose noun phrases: ``both`` (their union, as in the paper), ``spacy``, ``nltk``, or
+    ``wordnet``, which needs no tagger's data and is coarse."""
     spacy_model: str = DEFAULT_SPACY_MODEL
-    """Installed spaCy pipeline, or a path to one; not read when ``taggers`` is ``nltk``."""
+    """Installed spaCy pipeline, or a path to one; read when ``taggers`` is ``both`` or ``spacy``."""
     strategy: str = "extended"
     """How a WordNet sense is chosen: ``extended`` (this package's Lesk), ``lesk`` (NLTK's) or ``first``."""
     body_parts: bool = True

@@ -58,7 +58,8 @@ def clean_name(text: str) -> str:
 def read_labels(path: Path, column: str | None = None) -> LabelFile:
     """Classes from a ``.txt`` (one per line), ``.csv`` or ``.json`` file.
 
-    CSV: the column ``name`` or ``label``, or ``column``. JSON: a list of names, or a dict from name to phrases.
+    CSV: the column ``name`` or ``label``, or ``column``. JSON: a list of names, or a dict from name to
+    phrases.
     Raises :class:`CorpusError` on a missing, empty or unreadable file, an unknown column, or duplicates.
     """
     _require_file(path, "--labels")
@@ -82,8 +83,12 @@ def read_expansions(path: Path, labels: Sequence[Label]) -> dict[str, tuple[str,
     _require_file(path, "--expansions")
     data = _load_json(path)
     if not isinstance(data, dict) or not data:
-        raise CorpusError(f"--expansions {path.name}: got {_kind(data)}, expected a dict of label or id -> phrases")
-    names = {label.label: label.label for label in labels} | {str(label.class_id): label.label for label in labels}
+        raise CorpusError(
+            f"--expansions {path.name}: got {_kind(data)}, expected a dict of label or id -> phrases"
+        )
+    names = {label.label: label.label for label in labels} | {
+        str(label.class_id): label.label for label in labels
+    }
     unknown = [key for key in data if key not in names]
     if unknown:
         raise CorpusError(
@@ -94,15 +99,18 @@ def read_expansions(path: Path, labels: Sequence[Label]) -> dict[str, tuple[str,
 
 
 def iter_captions(path: Path, column: str | None = None) -> Iterator[str]:
-    """Stream captions from a ``.txt`` (one per line), ``.csv`` or ``.parquet`` file; blank ones are passed over.
+    """Stream captions from a ``.txt`` (one per line), ``.csv`` or ``.parquet`` file, but for blank ones.
 
-    The column is ``caption`` or ``text`` unless given. Raises :class:`CorpusError` as :func:`read_labels` does.
+    The column is ``caption`` or ``text`` unless given. Raises :class:`CorpusError` as :func:`read_labels`
+    does.
     """
     _require_file(path, "--captions")
     readers = {".txt": lambda: _lines(path), ".csv": lambda: _csv_column(path, column, CAPTION_COLUMNS)}
     readers[".parquet"] = lambda: _parquet_column(path, column)
     if path.suffix not in readers:
-        raise CorpusError(f"--captions {path.name}: got '{path.suffix}', expected a .txt, .csv or .parquet file")
+        raise CorpusError(
+            f"--captions {path.name}: got '{path.suffix}', expected a .txt, .csv or .parquet file"
+        )
     found = False
     for caption in readers[path.suffix]():
         if caption.strip():
@@ -153,7 +161,9 @@ def _kind(value: object) -> str:
 def _phrases(path: Path, key: str, value: object) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise CorpusError(f"{path.name}: the value of '{key}' is {_kind(value)}, expected a string or strings")
+        raise CorpusError(
+            f"{path.name}: the value of '{key}' is {_kind(value)}, expected a string or strings"
+        )
     return tuple(item.strip() for item in items if item.strip())
 
 
@@ -208,13 +218,17 @@ def _parquet_column(path: Path, column: str | None) -> Iterator[str]:
             yield str(value or "")
 
 
-def _choose_column(path: Path, columns: list[str], wanted: str | None, defaults: Sequence[str], option: str) -> str:
+def _choose_column(
+    path: Path, columns: list[str], wanted: str | None, defaults: Sequence[str], option: str
+) -> str:
     for name in [wanted] if wanted else defaults:
         if name in columns:
             return name
     missing = wanted or " or ".join(defaults)
     hint = did_you_mean(wanted or defaults[0], columns)
-    raise CorpusError(f"{path.name} has no column '{missing}'{hint}; it has {', '.join(columns)}: choose with {option}")
+    raise CorpusError(
+        f"{path.name} has no column '{missing}'{hint}; it has {', '.join(columns)}: choose with {option}"
+    )
 
 
 def _as_labels(path: Path, names: Sequence[str], ids: Sequence[int] | None) -> tuple[Label, ...]:
@@ -225,7 +239,8 @@ def _as_labels(path: Path, names: Sequence[str], ids: Sequence[int] | None) -> t
     for row, given in enumerate(names):
         if given in first_row:
             raise CorpusError(
-                f"--labels {path.name}: '{given}' stands twice, as entries {first_row[given] + 1} and {row + 1}"
+                f"--labels {path.name}: '{given}' stands twice,"
+                f" as entries {first_row[given] + 1} and {row + 1}"
             )
         first_row[given] = row
         if not clean_name(given):

@@ -1,4 +1,4 @@
-"""Taggers that propose noun phrases: NLTK's perceptron with a chunk grammar of our own, and spaCy's noun chunks.
+"""Taggers that propose noun phrases: NLTK's perceptron with our chunk grammar, spaCy's noun chunks.
 
 Both read the same tokens, so that their proposals can be compared and united.
 """
@@ -7,16 +7,29 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from corpus_builder.config import CorpusConfig, CorpusError
-from corpus_builder.wordnet import find_data
+from corpus_builder.wordnet import Lexicon, find_data
 
 # Words, a possessive 's on its own, and single punctuation marks.
-_TOKEN = re.compile(r"'s\b|\w+|[^\w\s]")
+_TOKEN = re.compile(r"'s\b|\w+n't\b|\w+|[^\w\s]")
 
 NOUN_PHRASES = "NP: {<VBG|VBN|JJ.*|NN.*>*<NN.*>}"
 """Chunk grammar over Penn tags: participles, adjectives and nouns up to a noun."""
+
+
+FUNCTION_WORDS = frozenset(
+    """a an the this that these those some any no another other all both each every many much more most
+    several few my your his her its our their one's oneself and or but nor so than as if while until
+    because not without with of in into on onto upon at by for from to towards toward over under
+    underneath up down out off away through across along around behind between near next inside outside
+    against about after before during is are was were be been being do does did doing has have had
+    having it he she they we you i him them us who which what where when there here then just very too
+    also only really actually completely slightly lightly almost can cannot could will would 's like one
+    two three don't doesn't isn't can't won't""".split()
+)
+"""Words that join or point and never name anything; a phrase is cut at them."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,7 @@ class Chunk:
     tags: tuple[str, ...]
 
 
+@runtime_checkable
 class Tagger(Protocol):
     """Proposes noun phrases in tokenised sentences."""
 
@@ -39,7 +53,7 @@ class Tagger(Protocol):
 
 
 def tokenise(text: str) -> list[str]:
-    """Words and punctuation marks: ``person's head`` -> ``person 's head``. Needs no sentence-splitting data."""
+    """Words and punctuation marks (``person's head`` -> ``person 's head``); needs no data."""
     return _TOKEN.findall(text)
 
 
@@ -52,23 +66,43 @@ class NltkTagger:
         import nltk
         from nltk.tag import PerceptronTagger
 
-        pointer = find_data("taggers/averaged_perceptron_tagger_eng", nltk_data)
+        pointer = find_data("taggers/averaged_perceptron_tagger_eng", nltk_data, elsewhere=True)
         self._tagger = PerceptronTagger(lang="eng", loc=pointer)
         self._parser = nltk.RegexpParser(NOUN_PHRASES)
 
     def chunks(self, sentences: Iterable[Sequence[str]]) -> Iterator[list[Chunk]]:
         """See :class:`Tagger`."""
         for words in sentences:
-            yield self._sentence(words)
+            yield _parse(self._parser, self._tagger.tag(list(words)))
 
-    def _sentence(self, words: Sequence[str]) -> list[Chunk]:
-        found, position = [], 0
-        for node in self._parser.parse(self._tagger.tag(list(words))):
-            leaves = node.leaves() if hasattr(node, "leaves") else [node]
-            if hasattr(node, "leaves"):
-                found.append(Chunk(position, position + len(leaves), tuple(tag for _, tag in leaves)))
-            position += len(leaves)
-        return found
+
+class WordnetTagger:
+    """Tags by what WordNet says of each word alone: for places with neither tagger's data. Coarse."""
+
+    name = "wordnet"
+
+    def __init__(self, lexicon: Lexicon) -> None:
+        import nltk
+
+        self._lexicon = lexicon
+        self._parser = nltk.RegexpParser(NOUN_PHRASES)
+
+    def chunks(self, sentences: Iterable[Sequence[str]]) -> Iterator[list[Chunk]]:
+        """See :class:`Tagger`."""
+        for words in sentences:
+            yield _parse(
+                self._parser,
+                [(word, self._tag(word, before)) for before, word in zip(("", *words), words, strict=False)],
+            )
+
+    def _tag(self, word: str, before: str) -> str:
+        if word in FUNCTION_WORDS or not word[:1].isalnum():
+            return "IN"
+        if self._lexicon.is_gerund(word):
+            return "VBG"
+        if self._lexicon.is_mostly_verb(word) and before in ("", "people", "is", "to", "and", "or"):
+            return "VB"
+        return "NN" if self._lexicon.lookup([word]) else "JJ"
 
 
 class SpacyTagger:
@@ -87,8 +121,19 @@ class SpacyTagger:
         docs = (Doc(self._nlp.vocab, words=list(words)) for words in sentences)
         for doc in self._nlp.pipe(docs, batch_size=256):
             yield [
-                Chunk(chunk.start, chunk.end, tuple(token.tag_ for token in chunk)) for chunk in doc.noun_chunks
+                Chunk(chunk.start, chunk.end, tuple(token.tag_ for token in chunk))
+                for chunk in doc.noun_chunks
             ]
+
+
+def _parse(parser: Any, tagged: list[tuple[str, str]]) -> list[Chunk]:
+    found, position = [], 0
+    for node in parser.parse(tagged) if tagged else ():
+        leaves = node.leaves() if hasattr(node, "leaves") else [node]
+        if hasattr(node, "leaves"):
+            found.append(Chunk(position, position + len(leaves), tuple(tag for _, tag in leaves)))
+        position += len(leaves)
+    return found
 
 
 def _load_spacy(model: str) -> Any:
@@ -103,15 +148,17 @@ def _load_spacy(model: str) -> Any:
         ) from None
     if not nlp.has_pipe("parser"):
         raise CorpusError(
-            f"spaCy's pipeline '{model}' has no parser ({', '.join(nlp.pipe_names)}), and noun chunks need one:"
-            " choose another with --spacy-model, or --taggers nltk"
+            f"spaCy's pipeline '{model}' has no parser ({', '.join(nlp.pipe_names)}), and noun chunks"
+            " need one: choose another with --spacy-model, or --taggers nltk"
         )
     return nlp
 
 
-def load_taggers(config: CorpusConfig, nltk_data: Path | None = None) -> tuple[Tagger, ...]:
-    """The taggers of ``config.taggers``; raises :class:`CorpusError` naming the command that fetches missing data."""
+def load_taggers(config: CorpusConfig, lexicon: Lexicon, nltk_data: Path | None = None) -> tuple[Tagger, ...]:
+    """The taggers of ``config.taggers``; missing data is a :class:`CorpusError` with the command."""
     taggers: list[Tagger] = []
+    if config.taggers == "wordnet":
+        taggers.append(WordnetTagger(lexicon))
     if config.taggers in ("both", "nltk"):
         taggers.append(NltkTagger(nltk_data))
     if config.taggers in ("both", "spacy"):

@@ -1,14 +1,14 @@
 """WordNet nouns through NLTK's reader: look up, lemmatise, list senses. The data's absence is a clear error.
 
-Readers are built on the root that was found rather than taken from ``nltk.corpus.wordnet``: that lazy loader keeps
-the first root of a process, and two data folders must be usable side by side (the demo's lexicon and the real one).
+Readers are built on the root that was found rather than taken from ``nltk.corpus.wordnet``: that lazy
+loader keeps the first root of a process, and two data folders must be usable side by side (the demo's
+lexicon and the real one).
 """
 
 import hashlib
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,28 @@ CONCRETE_FILES = (
     "noun.person",
     "noun.plant",
     "noun.substance",
+    "noun.Tops",
 )
 """Lexicographer files of things that can be pointed at."""
 
-# WordNet's noun endings (morphy(7WN)); nltk's morphy stops at the form itself, so "hands" would never reach "hand".
+ABSTRACT_FILES = (
+    "noun.attribute",
+    "noun.cognition",
+    "noun.feeling",
+    "noun.motive",
+    "noun.process",
+    "noun.quantity",
+    "noun.relation",
+    "noun.state",
+    "noun.time",
+)
+"""Lexicographer files of what no camera sees."""
+
+# Plurals that WordNet lists as nouns of their own (dental "teeth"); any other exception is left to morphy.
+_OWN_PLURALS = frozenset("teeth feet men women children mice geese".split())
+
+# WordNet's noun endings (morphy(7WN)); nltk's morphy stops at the form itself, so "hands" would never reach
+# "hand".
 _ENDINGS = (("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("ies", "y"))
 
 
@@ -36,8 +54,8 @@ _ENDINGS = (("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"),
 class Sense:
     """One noun sense: what is needed to choose it and to describe it.
 
-    ``rank`` counts from 0, the most frequent. ``signature`` holds the texts that speak of the sense: its gloss,
-    examples and lemma names, and the glosses and names of its hypernyms, hyponyms, parts and topic.
+    ``rank`` counts from 0, the most frequent. ``signature`` holds the texts that speak of the sense: its
+    gloss, examples and lemma names, and the glosses and names of its hypernyms, hyponyms, parts and topic.
     """
 
     name: str
@@ -48,12 +66,16 @@ class Sense:
     signature: tuple[str, ...] = ()
 
 
-def find_data(resource: str, nltk_data: Path | None = None) -> Any:
+_OPEN: dict[str, "Lexicon"] = {}
+
+
+def find_data(resource: str, nltk_data: Path | None = None, *, elsewhere: bool = False) -> Any:
     """NLTK's pointer to ``corpora/x`` or ``taggers/x``, from a folder or a zip file.
 
     Args:
         resource: path inside an NLTK data folder, without an ending.
         nltk_data: look here only; it also goes first on NLTK's path, which bounds what NLTK will open.
+        elsewhere: if ``nltk_data`` lacks the resource, look on NLTK's own path too.
 
     Raises:
         CorpusError: nothing found; the message names the command that fetches it.
@@ -62,7 +84,7 @@ def find_data(resource: str, nltk_data: Path | None = None) -> Any:
 
     if nltk_data is not None and str(nltk_data) not in nltk.data.path:
         nltk.data.path.insert(0, str(nltk_data))
-    paths = [str(nltk_data)] if nltk_data is not None else None
+    paths = [str(nltk_data)] if nltk_data is not None and not elsewhere else None
     for name in (f"{resource}/", f"{resource}.zip/{resource.split('/')[-1]}/"):
         try:
             return nltk.data.find(name, paths=paths)
@@ -77,19 +99,25 @@ def find_data(resource: str, nltk_data: Path | None = None) -> Any:
 
 def open_lexicon(nltk_data: Path | None = None) -> "Lexicon":
     """WordNet on the data found; one reader per root and process, since loading takes seconds."""
-    return _load(find_data("corpora/wordnet", nltk_data))
+    root = find_data("corpora/wordnet", nltk_data)
+    if str(root) not in _OPEN:
+        _OPEN[str(root)] = _load(root)
+    return _OPEN[str(root)]
 
 
-@lru_cache(maxsize=4)
 def _load(root: Any) -> "Lexicon":
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that only English is available, which is all that is asked of it
+        warnings.simplefilter(
+            "ignore"
+        )  # it warns that only English is available, which is all that is asked of it
         try:
             reader = WordNetCorpusReader(root, omw_reader=None)
         except (OSError, ValueError, AssertionError, KeyError) as error:
-            raise CorpusError(f"WordNet's data cannot be read ({error}); fetch it again with `{DOWNLOAD}`") from None
+            raise CorpusError(
+                f"WordNet's data cannot be read ({error}); fetch it again with `{DOWNLOAD}`"
+            ) from None
         return Lexicon(reader)
 
 
@@ -100,6 +128,7 @@ class Lexicon:
         self._reader = reader
         self._forms: dict[str, tuple[str, ...]] = {}
         self._senses: dict[str, tuple[Sense, ...]] = {}
+        self._irregular = self._read_irregular()
 
     def sha256(self) -> str:
         """Hash of the noun data, the part of WordNet that decides a corpus."""
@@ -107,9 +136,13 @@ class Lexicon:
             return hashlib.sha256(stream.read().encode()).hexdigest()
 
     def lookup(self, words: Sequence[str]) -> str | None:
-        """WordNet's form of a noun phrase as spaced words (``push ups`` -> ``push-up``), or None if unknown."""
-        forms = self._noun_forms(" ".join(words))
-        return forms[-1].replace("_", " ") if forms else None
+        """WordNet's form of a noun phrase, spaced (``push ups`` -> ``pushup``), or None."""
+        forms = self.forms(words)
+        return forms[0] if forms else None
+
+    def forms(self, words: Sequence[str]) -> tuple[str, ...]:
+        """All nouns a phrase may stand for: ``hands`` is one itself, and the plural of ``hand``."""
+        return tuple(form.replace("_", " ") for form in self._noun_forms(" ".join(words)))
 
     def senses(self, phrase: str) -> tuple[Sense, ...]:
         """Noun senses of a phrase, most frequent first, of its own form before its singular's.
@@ -133,7 +166,7 @@ class Lexicon:
         return self._reader.morphy(word, "v")
 
     def is_gerund(self, word: str) -> bool:
-        """Whether a word is a verb's -ing form, known or not: ``krumping`` is, ``swing`` and ``string`` are not."""
+        """Whether a word is a verb's -ing form, known or not: ``krumping`` is, ``swing`` is not."""
         if not word.endswith("ing") or len(word) < 5:
             return False
         verb = self.verb_lemma(word)
@@ -141,26 +174,37 @@ class Lexicon:
 
     def is_mostly_verb(self, word: str) -> bool:
         """Whether a base form has more verb senses than noun senses (``kick``, ``ride``; not ``golf``)."""
-        verbs = self._reader.synsets(word, "v") if self.verb_lemma(word) == word else []
-        return len(verbs) > len(self._reader.synsets(word, "n"))
+        return self._verb_senses(word) > len(self._reader.synsets(word, "n"))
+
+    def is_deverbal(self, word: str) -> bool:
+        """Whether a noun names a deed: a gerund, or a noun that is about as much a verb (``throw``)."""
+        verbs = self._verb_senses(word)
+        return self.is_gerund(word) or (verbs > 0 and 2 * verbs >= len(self._reader.synsets(word, "n")))
+
+    def is_mostly_adjective(self, word: str) -> bool:
+        """Whether a word has more adjective senses than noun senses (``dry``, ``high``)."""
+        return len(self._reader.synsets(word, "a")) > len(self._reader.synsets(word, "n"))
 
     def is_concrete(self, phrase: str) -> bool:
-        """Whether the most frequent sense of a phrase is a thing that can be pointed at."""
-        senses = self.senses(phrase)
-        return bool(senses) and senses[0].lexname in CONCRETE_FILES
+        """Whether one of the two most frequent senses of a phrase is a thing that can be pointed at."""
+        return any(sense.lexname in CONCRETE_FILES for sense in self.senses(phrase)[:2])
 
-    def activity(self, word: str) -> tuple[str, tuple[Sense, ...]]:
-        """Name and senses of the activity a verb form stands for.
+    def is_action(self, phrase: str) -> bool:
+        """Whether the most frequent sense of a phrase is an act or an event."""
+        return any(sense.lexname in ACTION_FILES for sense in self.senses(phrase)[:1])
 
-        ``swimming`` is a noun itself; ``eat`` goes by ``eating``; ``applauding`` by what WordNet derives from the
-        verb. Without any of these the name is the word and there are no senses.
+    def activity(self, word: str) -> tuple[Sense, ...]:
+        """Senses of the activity a verb form stands for, its -ing form before others, or none.
+
+        ``swimming`` is a noun itself; ``eat`` goes by ``eating``; ``applauding`` by what WordNet derives
+        from the verb.
         """
         verb = self.verb_lemma(word) or word
-        for form in (word, *_gerunds(verb)):
+        for form in (*([word] if self.is_gerund(word) else _gerunds(verb)), word):
             acts = tuple(sense for sense in self.senses(form) if sense.lexname in ACTION_FILES)
             if acts:
-                return form, acts
-        return word, self._derived_acts(verb, word)
+                return tuple(replace(act, rank=rank) for rank, act in enumerate(acts))
+        return self._derived_acts(verb, word)
 
     def within(self, name: str) -> frozenset[str]:
         """Names of the synsets that the named one is a kind of, itself included."""
@@ -172,7 +216,23 @@ class Lexicon:
         found: set[str] = set()
         for word in words:
             found.update(filter(None, (word, self._reader.morphy(word, "n"), self.verb_lemma(word))))
+            # morphy is content with the first base it knows, and takes "swinging" for "to swinge"
+            if word.endswith("ing") and self.verb_lemma(word[:-3]) == word[:-3]:
+                found.add(word[:-3])
         return frozenset(found)
+
+    def is_verb_and_act(self, word: str) -> bool:
+        """Whether a noun is at least as much a verb and may name an act (``throw``; not ``dress``)."""
+        named = any(sense.lexname in ACTION_FILES for sense in self.senses(word))
+        return named and self._verb_senses(word) >= len(self._reader.synsets(word, "n"))
+
+    def _verb_senses(self, word: str) -> int:
+        return len(self._reader.synsets(word, "v")) if self.verb_lemma(word) == word else 0
+
+    def _read_irregular(self) -> dict[str, str]:
+        with self._reader.open("noun.exc") as stream:
+            rows = [line.split() for line in stream.read().splitlines()]
+        return {row[0]: row[1] for row in rows if len(row) > 1}
 
     def _noun_forms(self, phrase: str) -> tuple[str, ...]:
         if phrase not in self._forms:
@@ -184,12 +244,20 @@ class Lexicon:
         for join in joins:
             written = join.join(words)
             form = self._reader.morphy(written, "n")
-            if form:
+            if form and not (join == "" and self._is_person(form)):
+                if form in _OWN_PLURALS and form in self._irregular:
+                    return (self._irregular[form],)
                 return (form, *(self._singulars(form) if form == written else ()))
         return ()
 
+    def _is_person(self, form: str) -> bool:
+        # "side kick" is no sidekick: two words written as one rarely name the same person
+        return self._reader.synsets(form, "n")[0].lexname() == "noun.person"
+
     def _singulars(self, form: str) -> list[str]:
-        stems = [form[: -len(end)] + new for end, new in _ENDINGS if form.endswith(end) and not form.endswith("ss")]
+        stems = [
+            form[: -len(end)] + new for end, new in _ENDINGS if form.endswith(end) and not form.endswith("ss")
+        ]
         return [stem for stem in stems if len(stem) > 2 and self._reader.morphy(stem, "n") == stem][:1]
 
     def _read_senses(self, phrase: str) -> tuple[Sense, ...]:
@@ -204,7 +272,12 @@ class Lexicon:
         return tuple(self._describe(synset, form, rank) for rank, (synset, form) in enumerate(kept))
 
     def _describe(self, synset: Any, form: str, rank: int) -> Sense:
-        near = [*synset.hypernyms(), *synset.part_meronyms(), *synset.substance_meronyms(), *synset.topic_domains()]
+        near = [
+            *synset.hypernyms(),
+            *synset.part_meronyms(),
+            *synset.substance_meronyms(),
+            *synset.topic_domains(),
+        ]
         texts = [synset.definition(), *synset.examples(), *synset.lemma_names()]
         texts += [text for other in near for text in (other.definition(), *other.lemma_names())]
         texts += [name for other in synset.hyponyms() for name in other.lemma_names()]

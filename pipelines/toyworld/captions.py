@@ -3,14 +3,9 @@
 import numpy as np
 
 from pipelines.toyworld.lexicon import gloss_of
-from pipelines.toyworld.vocabulary import Action
+from pipelines.toyworld.vocabulary import ACTIONS, BODY_PARTS, OBJECTS, SCENES, Action, with_article
 
 STEMS = ("a photo of", "a video of", "an example of", "a demonstration of", "a picture of", "a clip of")
-
-
-def with_article(noun: str) -> str:
-    """``an apple``, ``a ball``."""
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def somewhere(scene: str) -> str:
@@ -53,10 +48,9 @@ def entity_text(entity: str, random: np.random.Generator) -> str:
 
 
 def caption_sentences() -> list[str]:
-    """Captions that mention what the labels do not (scenes, bystanders), as a user's caption file would."""
-    from pipelines.toyworld.vocabulary import OBJECTS, SCENES
-
-    pairs = [(name, SCENES[index % len(SCENES)]) for index, name in enumerate(OBJECTS)]
-    return [f"{with_article(name)} {somewhere(scene)}" for name, scene in pairs]
-
-
+    """Captions that mention what the labels do not (scenes, bystanders, body parts), as a user's caption file would."""
+    scenes = [somewhere(SCENES[index % len(SCENES)]) for index in range(len(ACTIONS))]
+    sentences = [f"{action.label} {scene}" for action, scene in zip(ACTIONS, scenes, strict=True)]
+    named = {action.object for action in ACTIONS}
+    sentences += [f"{with_article(name)} on the floor" for name in OBJECTS if name not in named]
+    return sentences + [f"a {part} in the gym" for part in BODY_PARTS]

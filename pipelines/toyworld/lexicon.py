@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.toyworld.vocabulary import ACTIONS, BODY_PARTS, OBJECTS, SCENES
+from pipelines.toyworld.vocabulary import ACTIONS, BODY_PARTS, OBJECTS, SCENES, with_article
 
 LEXNAMES = (
     "adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body noun.cognition "
@@ -76,13 +76,13 @@ drum | artifact | instrument | a round red instrument with a white skin that is 
 trumpet | artifact | instrument | a brass instrument with valves and a wide bell that is played by blowing
 violin,fiddle | artifact | instrument | a small brown wooden instrument that is played with a bow
 bat | animal | animal | a small flying animal that sleeps in the day and hunts at night
-bat | artifact | sports_equipment | a smooth wooden club that is swung to hit a ball in a game
+bat | artifact | sports_equipment | a smooth wooden club for swinging at a ball in a game
 racket | event | noise | a loud and unpleasant noise
-racket,racquet | artifact | sports_equipment | an oval frame with strings and a handle that is swung to hit a ball
-hammer | artifact | tool | a tool with a heavy metal head that is swung to drive nails
+racket,racquet | artifact | sports_equipment | an oval frame with strings and a handle for swinging at a ball
+hammer | artifact | tool | a tool with a heavy metal head for swinging at nails
 broom | artifact | tool | a brush of straw on a long stick to sweep the floor
-kite | animal | bird | a bird of prey with a forked tail
-kite | artifact | toy | a frame covered with colourful cloth that is flown in the wind on a string
+kite | animal | bird | a bird of prey that has a forked tail
+kite | artifact | toy | a toy of colourful cloth for flying in the wind on a string
 umbrella | artifact | device | a folding purple canopy on a stick that is lifted against the rain
 lamp | artifact | furniture | a light with a pale shade on a stand
 bucket,pail | artifact | container | an open grey metal container with a handle to carry water
@@ -90,7 +90,6 @@ flower | plant | plant | the colourful petals of a plant on a green stem
 flower | time | entity | the best time of a life
 apple | food | food | a round green fruit with a short stem
 park | location | place | a public garden with trees, grass and a path
-park | artifact | device | a position of the gear lever of a car
 beach | location | place | the sand along the shore of the sea
 street | artifact | place | a road with grey buildings on both sides
 kitchen | artifact | place | a room with tiles and cupboards where meals are cooked
@@ -139,7 +138,7 @@ def gloss_of(entity: str) -> str:
 
 
 _RIVALS = {("box", "plant"), ("drum", "container"), ("bat", "animal"), ("kite", "bird"), ("horse", "sports_equipment")}
-_RIVALS |= {("park", "device"), ("arm", "device")}
+_RIVALS |= {("arm", "device")}
 
 
 def _data_line(synset: Synset, offset: int, offsets: dict[int, int], index: int, all_synsets: list[Synset]) -> str:
@@ -211,8 +210,9 @@ def tagged_sentences() -> list[list[tuple[str, str]]]:
     """Sentences of the demo world with Penn Treebank tags, known by construction."""
     sentences = []
     for action in ACTIONS:
-        verb, *particle = action.label.split(" a ")[0].split()
-        words = [(verb, "VBG"), *((word, "RP") for word in particle), ("a", "DT"), (action.object, "NN")]
+        verb, *particle = action.verb.split()
+        article = with_article(action.object).split()[0]
+        words = [(verb, "VBG"), *((word, "RP") for word in particle), (article, "DT"), (action.object, "NN")]
         sentences.append(words)
         sentences.append([("a", "DT"), ("person", "NN"), ("is", "VBZ"), *words, (".", ".")])
         for scene in SCENES:

@@ -83,7 +83,7 @@ def _pick_pose(t: float, s: Setting) -> Pose:
 
 
 def _pick_place(t: float, s: Setting, j: Skeleton) -> Place:
-    size = 0.25
+    size = 0.28
     floor = (s.start + s.facing * 0.22, s.ground - size / 2)
     held = (j.near_hand[0] + s.facing * 0.04, j.near_hand[1])
     grip = ease((t - 0.4) / 0.12)
@@ -100,7 +100,7 @@ def _throw_pose(t: float, s: Setting) -> Pose:
 
 
 def _throw_place(t: float, s: Setting, j: Skeleton) -> Place:
-    size = 0.21
+    size = 0.24
     flight = max(0.0, (t - 0.36) / 0.64)
     if flight == 0:
         return Place(j.near_hand[0], j.near_hand[1] - 0.04, size)
@@ -129,7 +129,7 @@ def _lift_pose(t: float, s: Setting) -> Pose:
 
 
 def _lift_place(t: float, s: Setting, j: Skeleton) -> Place:
-    return Place((j.near_hand[0] + j.far_hand[0]) / 2, j.near_hand[1] - 0.05, 0.34)
+    return Place((j.near_hand[0] + j.far_hand[0]) / 2, j.near_hand[1] - 0.05, 0.37)
 
 
 # --- climb a ladder
@@ -189,7 +189,7 @@ def _swing_pose(t: float, s: Setting) -> Pose:
 def _swing_place(t: float, s: Setting, j: Skeleton) -> Place:
     dx, dy = j.near_hand[0] - j.shoulder[0], j.near_hand[1] - j.shoulder[1]
     length = max(1e-6, float(np.hypot(dx, dy)))
-    size = 0.3
+    size = 0.36
     x, y = j.near_hand[0] + dx / length * 0.42 * size, j.near_hand[1] + dy / length * 0.42 * size
     return Place(x, y, size, float(np.rad2deg(np.arctan2(dx, -dy))))
 
@@ -202,7 +202,7 @@ def _walk_pose(t: float, s: Setting) -> Pose:
 
 
 def _walk_place(t: float, s: Setting, j: Skeleton) -> Place:
-    return Place(j.hips[0] + s.facing * 0.27, s.ground - 0.12 + 0.012 * _stride(t, s), 0.28)
+    return Place(j.hips[0] + s.facing * 0.27, s.ground - 0.12 + 0.012 * _stride(t, s), 0.3)
 
 
 # --- hold still before the chest, head nodding
@@ -214,7 +214,7 @@ def _hold_pose(t: float, s: Setting) -> Pose:
 
 
 def _hold_place(t: float, s: Setting, j: Skeleton) -> Place:
-    return Place(j.near_hand[0] + s.facing * 0.03, j.near_hand[1] - 0.05, 0.25)
+    return Place(j.near_hand[0] + s.facing * 0.03, j.near_hand[1] - 0.05, 0.28)
 
 
 # --- fly something high on a string
@@ -226,7 +226,7 @@ def _fly_pose(t: float, s: Setting) -> Pose:
 
 def _fly_place(t: float, s: Setting, j: Skeleton) -> Place:
     sway = float(np.sin(2 * np.pi * (0.9 * t * s.speed + s.phase)))
-    return Place(s.start + s.facing * (0.3 + 0.07 * sway), 0.19 + 0.05 * sway, 0.28, 14 * sway)
+    return Place(s.start + s.facing * (0.3 + 0.07 * sway), 0.19 + 0.05 * sway, 0.3, 14 * sway)
 
 
 # --- kick along the ground
@@ -240,7 +240,7 @@ def _kick_pose(t: float, s: Setting) -> Pose:
 def _kick_place(t: float, s: Setting, j: Skeleton) -> Place:
     roll = max(0.0, (t - 0.3) / 0.7)
     hop = 0.16 * float(np.sin(np.pi * min(1.0, roll * 1.1)))
-    return Place(s.start + s.facing * (0.2 + 0.5 * roll), s.ground - 0.1 - hop, 0.2, 320 * roll * s.facing)
+    return Place(s.start + s.facing * (0.2 + 0.5 * roll), s.ground - 0.12 - hop, 0.24, 320 * roll * s.facing)
 
 
 MOTIONS: dict[str, Script] = {

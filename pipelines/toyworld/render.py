@@ -141,7 +141,7 @@ def _seed(random: np.random.Generator) -> int:
 def _bystander(action: Action | None, small: bool, random: np.random.Generator) -> Thing:
     rivals = [name for name in OBJECTS if action is None or name != action.object]
     name = str(random.choice(rivals))
-    size = float(random.uniform(0.2, 0.28) if small else random.uniform(0.2, 0.42))
+    size = float(random.uniform(0.22, 0.32) if small else random.uniform(0.22, 0.42))
     if name == "ladder":
         size *= 1.5
     angle = 0.0 if name in UPRIGHT else float(random.uniform(-30, 30))

@@ -16,15 +16,25 @@ ENTITY_ID = {name: index for index, name in enumerate(ENTITIES)}
 class Action:
     """A class of the demo world: a motion pattern applied to one object.
 
-    ``reverse_of`` names the action that looks the same played backwards; ``held_out`` actions are never shown to
-    the adapter in training and form the zero-shot label set.
+    ``backwards`` plays the motion in reverse (putting down is picking up, backwards); ``held_out`` actions are never
+    shown to the adapter in training and form the zero-shot label set.
     """
 
-    label: str
+    verb: str
     motion: str
     object: str
     backwards: bool = False
     held_out: bool = False
+
+    @property
+    def label(self) -> str:
+        """The class name: "picking up an umbrella"."""
+        return f"{self.verb} {with_article(self.object)}"
+
+
+def with_article(noun: str) -> str:
+    """``an apple``, ``a ball``."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _pair(forward: str, backward: str, motion: str, objects: str, held_out: str = "") -> list[Action]:
@@ -32,15 +42,15 @@ def _pair(forward: str, backward: str, motion: str, objects: str, held_out: str 
     actions = []
     for name in f"{objects} {held_out}".split():
         unseen = name in held_out.split()
-        actions.append(Action(f"{forward} a {name}", motion, name, False, unseen))
-        actions.append(Action(f"{backward} a {name}", motion, name, True, unseen))
+        actions.append(Action(forward, motion, name, False, unseen))
+        actions.append(Action(backward, motion, name, True, unseen))
     return actions
 
 
 def _single(verb: str, motion: str, objects: str, held_out: str = "") -> list[Action]:
     """An action without a reversed partner for each object."""
     return [
-        Action(f"{verb} a {name}", motion, name, False, name in held_out.split())
+        Action(verb, motion, name, False, name in held_out.split())
         for name in f"{objects} {held_out}".split()
     ]
 

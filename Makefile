@@ -1,0 +1,13 @@
+.PHONY: check test demo benchmarks tinyclip clean
+check:
+	ruff check . && ruff format --check . && mypy && python -m pytest -n 2
+test:
+	python -m pytest -n 2
+demo:
+	alt demo --out demo
+benchmarks:
+	python -m benchmarks.toyworld --out out/benchmarks
+tinyclip:
+	python -m pipelines.toyworld.pretrain
+clean:
+	rm -rf build dist *.egg-info */build */*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

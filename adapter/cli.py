@@ -1,0 +1,243 @@
+"""The ``adapter`` command: train, eval, predict, explain; each makes a config and calls one function."""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adapter.config import AdapterError, help_of, make_settings, parse_assignments, read_config
+
+app = typer.Typer(
+    name="adapter",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train and evaluate a video adapter on cached alignments: entities ask, the video answers.\n\n"
+    "Needs an alignments folder (`aligner run`) and a label set (`corpus-builder labels`) of one "
+    "vision-language model; no CLIP is loaded here.",
+)
+
+Alignments = Annotated[Path, typer.Option(help="Alignments folder, from `aligner run`.")]
+LabelSet = Annotated[Path, typer.Option(help="Label set folder, from `corpus-builder labels`.")]
+RunFolder = Annotated[Path, typer.Argument(help="Run folder, from `adapter train`.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Blend = Annotated[
+    float, typer.Option(help="Share of zero-shot CLIP's log-probabilities mixed in late, 0 to 1.")
+]
+
+
+def friendly(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn the stage's own errors into one line and exit code 1; anything else is a bug and stays loud."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except AdapterError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def _knob(name: str) -> Any:
+    """An optional command-line option for a config field, described by the field's own sentence."""
+    return typer.Option(None, help=help_of(name), show_default=False)
+
+
+@app.command("train")
+@friendly
+def train_cli(
+    alignments: Alignments,
+    labels: LabelSet,
+    out: Annotated[Path, typer.Option(help="Folder of the new run.")],
+    recipe: str | None = _knob("recipe"),
+    model: str | None = _knob("model"),
+    queries: str | None = _knob("queries"),
+    identities: str | None = _knob("identities"),
+    context: str | None = _knob("context"),
+    residual: str | None = _knob("residual"),
+    noise: str | None = _knob("noise"),
+    scale: float | None = _knob("scale"),
+    blocks: int | None = _knob("blocks"),
+    width: int | None = _knob("width"),
+    whiten_labels: bool | None = _knob("whiten_labels"),
+    epochs: int | None = _knob("epochs"),
+    lr: float | None = _knob("lr"),
+    batch_size: int | None = _knob("batch_size"),
+    shots: int | None = _knob("shots"),
+    split: str | None = _knob("split"),
+    val_split: str | None = _knob("val_split"),
+    val_fraction: float | None = _knob("val_fraction"),
+    cache_gb: float | None = _knob("cache_gb"),
+    seed: int | None = _knob("seed"),
+    device: str | None = _knob("device"),
+    config: Annotated[
+        Path | None, typer.Option(help="TOML or JSON file of options, such as a run's config.json.")
+    ] = None,
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other option, NAME=VALUE; repeatable.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace a run that is there already.")] = False,
+    quiet: Annotated[bool, typer.Option(help="No line for each epoch.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model on cached alignments.
+
+    Order of precedence: recipe, then --config, then --set, then the other options. The validation split
+    chooses the epoch (part of the training split is held out without one); the test split is never read.
+    """
+    given = {k: v for k, v in locals().items() if k not in _NOT_SETTINGS and v is not None}
+    settings = make_settings(
+        {**(read_config(config) if config else {}), **parse_assignments(assign or []), **given}
+    )
+    from adapter.train import train
+
+    report = train(alignments, labels, out, settings, force, None if quiet or as_json else _echo_epoch)
+    typer.echo(json.dumps(report.to_json(), sort_keys=True) if as_json else _train_words(report))
+
+
+@app.command("eval")
+@friendly
+def eval_cli(
+    run: RunFolder,
+    alignments: Alignments,
+    labels: LabelSet,
+    split: Annotated[str, typer.Option(help="Split to score; 'all' takes every video.")] = "test",
+    name: Annotated[str | None, typer.Option(help="Name of the result's files; default: the split.")] = None,
+    candidates: Annotated[str, typer.Option(help="all, seen or unseen labels (and their videos).")] = "all",
+    reverse_time: Annotated[
+        bool, typer.Option("--reverse-time", help="Play the videos backwards: does order matter?")
+    ] = False,
+    blend: Blend = 0.0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score a run on a split: top-1, top-5, per class, seen and unseen labels.
+
+    The label set need not be the one trained on: labels never seen make it zero-shot, a mixture generalised
+    zero-shot with the harmonic mean. Every video counts once; failed and unlabelled ones are reported.
+    """
+    from adapter.evaluate import evaluate
+
+    result = evaluate(run, alignments, labels, split, name, candidates, reverse_time, blend, device)
+    typer.echo(json.dumps(result, sort_keys=True) if as_json else _eval_words(result))
+
+
+@app.command("predict")
+@friendly
+def predict_cli(
+    run: RunFolder,
+    alignments: Alignments,
+    labels: LabelSet,
+    out: Annotated[Path, typer.Option(help="File to write: .parquet, .csv or .json.")],
+    topk: Annotated[int, typer.Option(help="Labels to list for each video.")] = 5,
+    blend: Blend = 0.0,
+    device: Device = "auto",
+) -> None:
+    """Predict every aligned video, labelled or not."""
+    from adapter.evaluate import predict
+
+    counts = predict(run, alignments, labels, out, topk, blend, device)
+    typer.echo(
+        f"{out}: {counts['predicted']} of {counts['planned']} videos predicted, {counts['failed']} failed"
+    )
+
+
+@app.command("explain")
+@friendly
+def explain_cli(
+    run: RunFolder,
+    alignments: Alignments,
+    labels: LabelSet,
+    out: Annotated[Path, typer.Option(help="File to write: .json.")],
+    video: Annotated[
+        list[str] | None, typer.Option(help="Video id to explain; repeatable. Default: all.")
+    ] = None,
+    max_videos: Annotated[int, typer.Option(help="At most so many videos; 0 = all.")] = 0,
+    max_entities: Annotated[int, typer.Option(help="Leave out at most so many entities a video.")] = 24,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Add the cross-attention on each frame's tokens.")
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """Say which entities carried each prediction, by leaving each out and measuring the logit."""
+    from adapter.explain import explain, explain_to_file
+
+    explanations = explain(run, alignments, labels, video, max_videos, max_entities, attention, device)
+    explain_to_file(out, explanations)
+    typer.echo(f"{out}: {len(explanations)} videos explained")
+
+
+_NOT_SETTINGS = ("alignments", "labels", "out", "config", "assign", "force", "quiet", "as_json")
+
+
+def _echo_epoch(line: dict[str, Any]) -> None:
+    val = f"  val {line['val_top1']:.1%}" if "val_top1" in line else ""
+    typer.echo(
+        f"epoch {line['epoch']:3d}  loss {line['loss']:.3f}  train {line['top1']:.1%}{val}"
+        f"  {line['seconds']:.1f} s"
+    )
+
+
+def _train_words(report: Any) -> str:
+    counts, val = report.counts, report.best_val_top1
+    chosen = "no validation videos, last epoch kept" if val is None else f"validation top-1 {val:.1%}"
+    lines = [
+        f"{report.out}: {report.parameters / 1e6:.2f} M parameters, {report.seconds:.0f} s",
+        f"  trained on {counts['train']['used']} of {counts['train']['planned']} videos, "
+        f"{counts['classes']} classes",
+        f"  best epoch {report.best_epoch} ({chosen}, n = {counts['val']['used']})",
+    ]
+    lines += [
+        f"  {part} not used: {words}" for part in ("train", "val") if (words := _left_out(counts[part]))
+    ]
+    if counts["unknown_labels"]:
+        lines.append(f"  labels that the set lacks: {', '.join(counts['unknown_labels'])}")
+    return "\n".join(lines + _random_note(report.random_weights))
+
+
+def _eval_words(result: dict[str, Any]) -> str:
+    low, high = result["top1_interval"]
+    lines = [
+        f"{result['name']}: top-1 {result['top1']:.1%} [{low:.1%}, {high:.1%}], "
+        f"top-{result['top5_k']} {result['top5']:.1%}, "
+        f"mean class {result['mean_class_accuracy']:.1%} (n = {result['n']}, {result['classes']} classes)"
+    ]
+    for word in ("seen", "unseen"):
+        if word in result and result[word]["n"] < result["n"]:
+            part = result[word]
+            lines.append(
+                f"  {word} labels: {part['top1']:.1%}, "
+                f"among themselves {part['top1_among_own']:.1%} (n = {part['n']})"
+            )
+    if "harmonic_mean" in result:
+        lines.append(f"  harmonic mean {result['harmonic_mean']:.1%}")
+    if words := _left_out(result["counts"]):
+        lines.append(
+            f"  not scored: {words} (failures counted as wrong: {result['top1_failures_wrong']:.1%})"
+        )
+    if result["n_trained_on"]:
+        lines.append(
+            f"  warning: {result['n_trained_on']} of these videos trained the model or chose its epoch"
+        )
+    return "\n".join(lines + _random_note(result["random_weights"]))
+
+
+def _left_out(counts: dict[str, int]) -> str:
+    kept = ("planned", "ok", "used", "scored")
+    return ", ".join(
+        f"{n} {reason.replace('_', ' ')}" for reason, n in counts.items() if n and reason not in kept
+    )
+
+
+def _random_note(random_weights: bool) -> list[str]:
+    return (
+        ["  note: the vision-language model has random weights; these figures mean nothing"]
+        if random_weights
+        else []
+    )

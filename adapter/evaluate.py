@@ -1,0 +1,398 @@
+"""Score a run: supervised, zero-shot and generalised zero-shot, every video once, with n and spread.
+
+Metrics are pure NumPy functions of (logits, truth); ties between logits go to the lower class, as in
+``argmax``.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float32, Float64, Int64
+
+from adapter.alignments import Alignments, Planned, open_alignments
+from adapter.artifact import (
+    PREDICTIONS_SCHEMA,
+    Run,
+    check_same_model,
+    evaluation_name,
+    open_run,
+    predictions_name,
+    write_atomic,
+    write_json,
+    write_table,
+)
+from adapter.checkpoint import load_model
+from adapter.config import AdapterError
+from adapter.dataset import Sample, Selection, VideoDataset, require_samples, select, split_videos
+from adapter.labels import Labels, clean_name, open_labels
+from adapter.model import VideoAdapter, mean_cls
+from adapter.train import choose_device, precision, seeded
+
+Logits = Float32[np.ndarray, "videos classes"]
+Truth = Int64[np.ndarray, " videos"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run, its model and the artifacts it is scored on, checked to belong together."""
+
+    run: Run
+    model: VideoAdapter
+    alignments: Alignments
+    labels: Labels
+    device: torch.device
+    clip_scale: float
+
+    def seen(self) -> Bool[np.ndarray, " classes"]:
+        """Which labels of the set the run was trained on, by cleaned name."""
+        trained = {clean_name(label) for label in self.run.train_labels}
+        return np.array([clean_name(label) in trained for label in self.labels.labels])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Logits of videos over a label set; ``truth`` -1 where unknown."""
+
+    video_ids: tuple[str, ...]
+    truth: Truth
+    logits: Logits
+
+
+# ------------------------------------------------------------------ metrics
+
+
+def ranks(logits: Logits, truth: Truth) -> Truth:
+    """How many classes come before the true one: 0 is a top-1 hit."""
+    own = logits[np.arange(len(truth)), truth][:, None]
+    earlier = np.arange(logits.shape[1])[None] < truth[:, None]
+    return ((logits > own) | ((logits == own) & earlier)).sum(1)
+
+
+def topk_accuracy(logits: Logits, truth: Truth, k: int) -> float:
+    """Share of videos whose class is among the k highest logits."""
+    return float((ranks(logits, truth) < k).mean())
+
+
+def mean_class_accuracy(logits: Logits, truth: Truth) -> float:
+    """Top-1 accuracy of each class that occurs, averaged over classes."""
+    hit = ranks(logits, truth) == 0
+    return float(np.mean([hit[truth == c].mean() for c in np.unique(truth)]))
+
+
+def bootstrap_interval(hits: Bool[np.ndarray, " videos"], draws: int = 1000, seed: int = 0) -> list[float]:
+    """95 % interval of the mean over videos drawn with replacement: spread of videos, not of training."""
+    # A resampled mean of zeros and ones depends on their share alone.
+    means = np.random.default_rng(seed).binomial(len(hits), hits.mean(), draws) / len(hits)
+    return [float(q) for q in np.quantile(means, [0.025, 0.975])]
+
+
+def harmonic_mean(a: float, b: float) -> float:
+    """2ab / (a + b), 0 where both are 0."""
+    return 2 * a * b / (a + b) if a + b else 0.0
+
+
+def confusion_pairs(
+    logits: Logits, truth: Truth, labels: Sequence[str], top: int = 20
+) -> list[dict[str, Any]]:
+    """The most frequent (truth, prediction) pairs that are wrong."""
+    predicted = logits.argmax(1)
+    wrong = Counter((int(t), int(p)) for t, p in zip(truth, predicted, strict=True) if t != p)
+    ordered = sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:top]
+    return [{"label": labels[t], "predicted": labels[p], "n": n} for (t, p), n in ordered]
+
+
+def restrict(logits: Logits, classes: Bool[np.ndarray, " classes"]) -> Logits:
+    """Logits with only some classes as candidates."""
+    return np.where(classes[None], logits, np.float32(-np.inf))
+
+
+# ------------------------------------------------------------------ scoring
+
+
+def open_all(run: Path, alignments: Path, labels: Path, device: str = "auto") -> Opened:
+    """Open a run and what it is to be scored on; a mismatch says what was needed, found and what to run."""
+    opened_run = open_run(run)
+    opened = open_alignments(alignments)
+    needed = opened_run.manifest
+    clip, frames = needed["model"].get("name"), needed["frames"]
+    again = f"aligner run --videos DIR --corpus DIR --model {clip} --frames {frames} --out DIR"
+    check_same_model(
+        opened.model, needed["model"], f"alignments {alignments.name} were", f"run {run.name}", again
+    )
+    for name in ("dim", "frames"):
+        if opened.manifest[name] != needed[name]:
+            raise AdapterError(
+                f"alignments {alignments.name} have {name} {opened.manifest[name]}, run {run.name} expects "
+                f"{needed[name]}; run `{again}`"
+            )
+    label_set = open_labels(labels, needed["model"], f"run {run.name}")
+    chosen = choose_device(device)
+    model = load_model(opened_run, chosen)
+    return Opened(opened_run, model, opened, label_set, chosen, opened_run.config["logit_scale"])
+
+
+@torch.no_grad()
+def score(
+    opened: Opened,
+    samples: Sequence[Sample],
+    reverse_time: bool = False,
+    blend: float = 0.0,
+    batch_size: int = 64,
+) -> Scores:
+    """Logits of every sample exactly once, in the order given.
+
+    ``reverse_time`` plays the videos backwards. ``blend`` in 0..1 mixes in zero-shot CLIP late: the logits
+    become (1 - blend) log p_model + blend log p_clip, which keeps unseen classes alive in an adapter trained
+    without them.
+    """
+    if not 0 <= blend <= 1:
+        raise AdapterError(f"--blend is {blend}; it must be between 0 (the run) and 1 (zero-shot CLIP)")
+    dataset = VideoDataset(opened.alignments, samples, cache_gb=0.0)
+    entities = torch.from_numpy(opened.alignments.entities.embeddings).to(opened.device)
+    labels = torch.from_numpy(opened.labels.embeddings).to(opened.device)
+    logits = np.zeros((len(samples), len(labels)), np.float32)
+    order = dataset.reading_order()
+    with seeded(opened.run.config["seed"]):
+        for start, batch in zip(
+            range(0, len(order), batch_size), dataset.batches(order, batch_size), strict=True
+        ):
+            batch = batch.to(opened.device)
+            batch = batch.reversed() if reverse_time else batch
+            with precision(opened.device):
+                out = opened.model(batch, entities, labels).logits.float()
+            if blend:
+                clip = opened.clip_scale * mean_cls(batch) @ labels.T
+                out = (1 - blend) * F.log_softmax(out, -1) + blend * F.log_softmax(clip, -1)
+            logits[order[start : start + batch_size]] = out.cpu().numpy()
+    if not np.isfinite(logits).all():
+        raise AdapterError(
+            "some logits are not finite; the run or the alignments are damaged: `aligner verify DIR`"
+        )
+    truth = np.array([sample.label for sample in samples], np.int64)
+    return Scores(tuple(sample.video_id for sample in samples), truth, logits)
+
+
+def evaluate(
+    run: Path,
+    alignments: Path,
+    labels: Path,
+    split: str = "test",
+    name: str | None = None,
+    candidates: str = "all",
+    reverse_time: bool = False,
+    blend: float = 0.0,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Evaluate a run and store ``eval-NAME.json`` and ``predictions-NAME.parquet`` in it.
+
+    ``candidates`` is ``all`` (every label of the set; generalised zero-shot when some are unseen), ``seen``
+    or ``unseen`` (videos and candidates of that part only). ``name`` defaults to the split.
+    """
+    _check_name(name or split)
+    opened = open_all(run, alignments, labels, device)
+    selection = select(opened.alignments, split_videos(opened.alignments, split), opened.labels)
+    require_samples(selection, opened.labels, f"to evaluate in split '{split}'")
+    seen = opened.seen()
+    part = candidate_classes(seen, candidates)
+    samples = [sample for sample in selection.samples if part[sample.label]]
+    if not samples:
+        raise AdapterError(
+            f"--candidates {candidates}: no video of split '{split}' has such a label; use --candidates all"
+        )
+    scores = score(opened, samples, reverse_time, blend)
+    scores = Scores(scores.video_ids, scores.truth, restrict(scores.logits, part))
+    failed = [video for video in selection.failed if _counts_as(video, opened.labels, part)]
+    result = {
+        "name": name or split,
+        "split": split,
+        "candidates": candidates,
+        "reverse_time": reverse_time,
+        "blend": blend,
+        "run": opened.run.manifest["fingerprint"],
+        "alignments": opened.alignments.fingerprint,
+        "labels": opened.labels.fingerprint,
+        "random_weights": bool(opened.alignments.model.get("random_weights")),
+        **summarise(scores, opened.labels.labels, seen, part),
+        **_account(selection, samples, failed, scores, opened.run),
+    }
+    _store(run, result, scores, opened.labels.labels)
+    return result
+
+
+def candidate_classes(seen: Bool[np.ndarray, " classes"], candidates: str) -> Bool[np.ndarray, " classes"]:
+    """The classes that ``--candidates`` names."""
+    choices = {"all": np.ones_like(seen), "seen": seen, "unseen": ~seen}
+    if candidates not in choices:
+        raise AdapterError(f"--candidates is '{candidates}'; it must be one of {', '.join(choices)}")
+    if not choices[candidates].any():
+        raise AdapterError(
+            f"--candidates {candidates}: the label set has none ({int(seen.sum())} of {len(seen)} labels "
+            "are seen)"
+        )
+    return choices[candidates]
+
+
+def summarise(
+    scores: Scores,
+    labels: Sequence[str],
+    seen: Bool[np.ndarray, " classes"],
+    part: Bool[np.ndarray, " classes"],
+) -> dict[str, Any]:
+    """All figures that follow from logits and truth; ``part`` are the candidates."""
+    logits, truth = scores.logits, scores.truth
+    hits = ranks(logits, truth) == 0
+    k = min(5, int(part.sum()))
+    result: dict[str, Any] = {
+        "n": len(truth),
+        "classes": int(part.sum()),
+        "top1": float(hits.mean()),
+        "top1_interval": bootstrap_interval(hits),
+        "interval": "95 % bootstrap over videos, 1000 draws; training seeds are not in it",
+        "top5": topk_accuracy(logits, truth, k),
+        "top5_k": k,
+        "mean_class_accuracy": mean_class_accuracy(logits, truth),
+        "per_class": [
+            {
+                "label": labels[c],
+                "seen": bool(seen[c]),
+                "n": int((truth == c).sum()),
+                "top1": float(hits[truth == c].mean()),
+            }
+            for c in np.unique(truth)
+        ],
+        "confusions": confusion_pairs(logits, truth, labels),
+    }
+    for word, group in (("seen", seen), ("unseen", ~seen)):
+        rows = group[truth]
+        if rows.any():
+            result[word] = _group_figures(logits[rows], truth[rows], group & part)
+    if "seen" in result and "unseen" in result:
+        result["harmonic_mean"] = harmonic_mean(result["seen"]["top1"], result["unseen"]["top1"])
+    return result
+
+
+def predictions_table(scores: Scores, labels: Sequence[str], k: int = 5) -> pa.Table:
+    """One row a video: truth where known, the k best labels and their probabilities."""
+    k = min(k, len(labels))
+    order = np.argsort(-scores.logits, axis=1, kind="stable")[:, :k]
+    probability = np.take_along_axis(softmax(scores.logits), order, axis=1).astype(np.float32)
+    truth = [labels[t] if t >= 0 else None for t in scores.truth]
+    best = [labels[c] for c in order[:, 0]]
+    correct = [None if t is None else t == p for t, p in zip(truth, best, strict=True)]
+    names = [[labels[c] for c in row] for row in order]
+    columns = [list(scores.video_ids), truth, best, correct, names, probability.tolist()]
+    return pa.table(columns, schema=PREDICTIONS_SCHEMA)
+
+
+def softmax(logits: Logits) -> Float64[np.ndarray, "videos classes"]:
+    """Probabilities over the candidates."""
+    weights = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return weights / weights.sum(1, keepdims=True)
+
+
+def predict(
+    run: Path,
+    alignments: Path,
+    labels: Path,
+    out: Path,
+    topk: int = 5,
+    blend: float = 0.0,
+    device: str = "auto",
+) -> dict[str, int]:
+    """Predict every aligned video, labelled or not, into a parquet, csv or json file; returns counts."""
+    if out.suffix not in (".parquet", ".csv", ".json"):
+        raise AdapterError(f"--out {out.name} ends in '{out.suffix}'; it must end in .parquet, .csv or .json")
+    if topk < 1:
+        raise AdapterError(f"--topk is {topk}; it must be at least 1")
+    opened = open_all(run, alignments, labels, device)
+    samples = [
+        Sample(video.video_id, opened.labels.match(video.label))
+        for video in opened.alignments.plan
+        if video.video_id in opened.alignments.index
+    ]
+    if not samples:
+        raise AdapterError(
+            f"{alignments} holds no aligned video ({len(opened.alignments.failed)} failed); see `aligner "
+            f"status {alignments}`"
+        )
+    table = predictions_table(score(opened, samples, blend=blend), opened.labels.labels, topk)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, lambda temporary: _write_predictions(table, temporary, out.suffix))
+    return {
+        "planned": len(opened.alignments.plan),
+        "predicted": len(samples),
+        "failed": len(opened.alignments.failed),
+    }
+
+
+def _group_figures(logits: Logits, truth: Truth, own: Bool[np.ndarray, " classes"]) -> dict[str, Any]:
+    hits = ranks(logits, truth) == 0
+    return {
+        "n": len(truth),
+        "classes": int(own.sum()),
+        "top1": float(hits.mean()),
+        "top1_interval": bootstrap_interval(hits),
+        "top1_among_own": topk_accuracy(restrict(logits, own), truth, 1),
+    }
+
+
+def _account(
+    selection: Selection, samples: Sequence[Sample], failed: Sequence[Planned], scores: Scores, run: Run
+) -> dict[str, Any]:
+    trained = run.trained_on()
+    right = int((ranks(scores.logits, scores.truth) == 0).sum())
+    return {
+        "counts": {
+            **selection.counts(),
+            "not_a_candidate": len(selection.samples) - len(samples),
+            "scored": len(samples),
+        },
+        "top1_failures_wrong": right / (len(samples) + len(failed)),
+        "n_trained_on": sum(sample.video_id in trained for sample in samples),
+        "unknown_labels": sorted({video.label or "" for video in selection.unknown})[:10],
+    }
+
+
+def _counts_as(video: Planned, labels: Labels, part: Bool[np.ndarray, " classes"]) -> bool:
+    label = labels.match(video.label)
+    return label >= 0 and bool(part[label])
+
+
+def _check_name(name: str) -> None:
+    if not name or any(c in name for c in "/\\") or name.startswith("."):
+        raise AdapterError(
+            f"--name is '{name}'; it becomes part of a file name, so use letters, digits, - and _"
+        )
+
+
+def _store(run: Path, result: dict[str, Any], scores: Scores, labels: Sequence[str]) -> None:
+    name = result["name"]
+    write_table(run / predictions_name(name), predictions_table(scores, labels))
+    write_json(run / evaluation_name(name), result)
+
+
+def _write_predictions(table: pa.Table, path: Path, suffix: str) -> None:
+    if suffix == ".parquet":
+        pq.write_table(table, path, compression="zstd")
+    elif suffix == ".json":
+        path.write_text(json.dumps(table.to_pylist(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    else:
+        flat = [
+            {**row, "topk_label": "|".join(row["topk_label"]), "topk_prob": _joined(row)}
+            for row in table.to_pylist()
+        ]
+        pd.DataFrame(flat).to_csv(path, index=False)
+
+
+def _joined(row: dict[str, Any]) -> str:
+    return "|".join(f"{p:.6g}" for p in row["topk_prob"])

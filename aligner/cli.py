@@ -1,0 +1,282 @@
+"""Command line of the aligner; options only, the work is in run.py and verify.py."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from aligner import __version__
+from aligner.config import EXIT_NOT_DONE, AlignConfig, AlignerError, array_share
+
+# Newer versions of typer carry their own copy of click; this is the class in either.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+class _Group(TyperGroup):
+    """Wrong usage exits with 1: code 2 means "done, with failed videos" to the scripts that call us."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _usage_error_is_one():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _usage_error_is_one():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _usage_error_is_one() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        setattr(error, "exit_code", EXIT_NOT_DONE)  # noqa: B010 - typed as a class variable
+        raise
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="Align the regions of video frames with the entities of a corpus, once, for a frozen CLIP.",
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Videos = Annotated[
+    Path,
+    typer.Option(
+        help="Folder of videos (CLASS/clip.mp4 gives labels), or manifest csv, parquet, jsonl or txt."
+    ),
+]
+Corpus = Annotated[
+    Path, typer.Option(help="Corpus folder from `corpus-builder build`, made with the same model.")
+]
+Model = Annotated[str, typer.Option(help="open_clip model: ViT-B-16, hf-hub:ORG/REPO or local-dir:FOLDER.")]
+Pretrained = Annotated[
+    str | None, typer.Option(help="Weights of a built-in model: a tag, a file, or `none` for random weights.")
+]
+Out = Annotated[Path, typer.Option(help="Alignments folder to write; an unfinished one is continued.")]
+Root = Annotated[Path | None, typer.Option(help="Folder that video ids are relative to.")]
+Frames = Annotated[int, typer.Option(help="Frames per video, the middle of equal segments of its duration.")]
+Merge = Annotated[int, typer.Option(help="Token pairs merged in every encoder block; 0 keeps all patches.")]
+TopK = Annotated[int, typer.Option(help="Entities stored per region.")]
+Proportional = Annotated[
+    bool,
+    typer.Option(
+        "--proportional-attention/--no-proportional-attention",
+        help="Let merged tokens count by their size in attention.",
+    ),
+]
+Precision = Annotated[str, typer.Option(help="Arithmetic of the encoder: fp32 or bf16.")]
+PerShard = Annotated[int, typer.Option(help="Videos per shard, the unit of resuming.")]
+BatchFrames = Annotated[int, typer.Option(help="Most frames of a video in one forward pass.")]
+Workers = Annotated[int, typer.Option(help="Threads that decode ahead.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Force = Annotated[bool, typer.Option("--force", help="Start over in an existing alignments folder.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Folder = Annotated[Path, typer.Argument(help="Alignments folder.", show_default=False)]
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn a problem that the user can mend (a full disk is one) into one message and exit code 1."""
+    try:
+        yield
+    except (AlignerError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXIT_NOT_DONE) from None
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"aligner {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Align the regions of video frames with the entities of a corpus, once, for a frozen CLIP."""
+
+
+@app.command()
+def run(
+    videos: Videos,
+    corpus: Corpus,
+    model: Model,
+    out: Out,
+    pretrained: Pretrained = None,
+    frames: Frames = 8,
+    merge: Merge = 8,
+    top_k: TopK = 16,
+    num_shards: Annotated[
+        int | None, typer.Option(help="Processes that share the work (default: a SLURM array's, else 1).")
+    ] = None,
+    shard_index: Annotated[int | None, typer.Option(help="Which of them this one is, from 0.")] = None,
+    proportional_attention: Proportional = True,
+    precision: Precision = "fp32",
+    videos_per_shard: PerShard = 64,
+    batch_frames: BatchFrames = 64,
+    videos_root: Root = None,
+    device: Device = "auto",
+    decode_workers: Workers = 2,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Plan, decode, encode, match and write all shards that are not done yet.
+
+    Run the same command again to continue after an interruption. Exit codes: 0 done, 2 done with failed
+    videos (see `aligner status`), 1 not done.
+    """
+    with _errors():
+        share = array_share(num_shards, shard_index, dict(os.environ))
+        config = AlignConfig(
+            videos=videos,
+            corpus=corpus,
+            model=model,
+            pretrained=pretrained,
+            frames=frames,
+            merge=merge,
+            top_k=top_k,
+            proportional_attention=proportional_attention,
+            precision=precision,
+            videos_per_shard=videos_per_shard,
+            batch_frames=batch_frames,
+            videos_root=videos_root,
+            out=out,
+            device=device,
+            decode_workers=decode_workers,
+            force=force,
+            num_shards=share[0],
+            shard_index=share[1],
+        )
+        from aligner.run import run_and_report
+
+        raise typer.Exit(run_and_report(config, quiet=quiet, as_json=as_json))
+
+
+@app.command()
+def plan(
+    videos: Videos,
+    corpus: Annotated[Path | None, typer.Option(help="Corpus folder; not needed with --dry-run.")] = None,
+    model: Annotated[str | None, typer.Option(help="open_clip model; not needed with --dry-run.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Alignments folder; not needed with --dry-run.")] = None,
+    pretrained: Pretrained = None,
+    frames: Frames = 8,
+    merge: Merge = 8,
+    top_k: TopK = 16,
+    proportional_attention: Proportional = True,
+    precision: Precision = "fp32",
+    videos_per_shard: PerShard = 64,
+    batch_frames: BatchFrames = 64,
+    videos_root: Root = None,
+    force: Force = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only count; load no model, write nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the plan and the manifest only, for example before many processes start.
+
+    `--dry-run` prints how many videos, shards and bytes there are, and which files were ignored.
+    """
+    with _errors():
+        if dry_run:
+            from aligner.plan import make_plan
+
+            _print_counts(make_plan(videos, videos_per_shard, videos_root).counts(), as_json)
+            return
+        if corpus is None or model is None or out is None:
+            raise AlignerError("aligner plan needs --corpus, --model and --out (or --dry-run to only count)")
+        config = AlignConfig(
+            videos=videos,
+            corpus=corpus,
+            model=model,
+            pretrained=pretrained,
+            frames=frames,
+            merge=merge,
+            top_k=top_k,
+            proportional_attention=proportional_attention,
+            precision=precision,
+            videos_per_shard=videos_per_shard,
+            batch_frames=batch_frames,
+            videos_root=videos_root,
+            out=out,
+            device="cpu",
+            force=force,
+        )
+        from aligner.run import prepare
+
+        _print_counts(prepare(config).manifest["counts"], as_json)
+
+
+@app.command()
+def status(out: Folder, as_json: AsJson = False) -> None:
+    """Shards by state, failures by stage and error, and the time that is left."""
+    with _errors():
+        from aligner.verify import status as read_status
+
+        found = read_status(out)
+    typer.echo(json.dumps(asdict(found), indent=2) if as_json else "\n".join(found.lines()))
+
+
+@app.command()
+def verify(out: Folder, as_json: AsJson = False) -> None:
+    """Check hashes, checksums, schema, numbers and coverage; exit 1 with every problem listed."""
+    with _errors():
+        from aligner.verify import verify as find_problems
+
+        problems = find_problems(out)
+    if as_json:
+        typer.echo(json.dumps({"problems": problems}, indent=2))
+    else:
+        typer.echo("\n".join(problems) if problems else "ok", err=bool(problems))
+    raise typer.Exit(EXIT_NOT_DONE if problems else 0)
+
+
+@app.command()
+def inspect(
+    out: Folder,
+    video_id: Annotated[str | None, typer.Argument(help="A video, to list its regions.")] = None,
+    top: Annotated[int, typer.Option(help="Entities to show per region.")] = 3,
+    regions: Annotated[int, typer.Option(help="Largest regions to show per frame.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """What an alignments folder holds; with a video, its regions and their entities."""
+    with _errors():
+        from aligner.verify import region_lines, summary
+
+        if video_id is None:
+            lines = summary(out)
+            typer.echo(json.dumps(lines, indent=2) if as_json else "\n".join(lines))
+            return
+        found = region_lines(out, video_id, top, regions)
+    if as_json:
+        typer.echo(json.dumps([asdict(line) for line in found], indent=2))
+        return
+    for line in found:
+        names = ", ".join(f"{name} {score:.3f}" for name, score in line.entities)
+        place = "whole frame" if line.region == 0 else f"region {line.region:3d} ({line.patches:3d} patches)"
+        typer.echo(f"{line.frame:3d}  {line.time_s:8.2f} s  {place:26s}  {names}")
+
+
+def _print_counts(counts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(counts, indent=2))
+        return
+    ignored = ", ".join(f"{n} {kind}" for kind, n in counts["ignored"].items()) or "none"
+    typer.echo(
+        f"{counts['videos']} videos ({counts['bytes'] / 1e6:.1f} MB, {counts['missing']} missing, "
+        f"{counts['labels']} labels) in {counts['shards']} shards; ignored files: {ignored}"
+    )

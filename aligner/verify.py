@@ -1,0 +1,239 @@
+"""Looking at an alignments folder without changing it: status, verification, one video's regions."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from aligner import artifact
+from aligner.config import AlignerError
+
+# fp16 rounds a unit vector's length by less than 1e-3.
+UNIT_TOLERANCE = 2e-3
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a run is: shards by state, videos, failures by stage and error, seconds left."""
+
+    shards: dict[str, int]
+    videos: dict[str, int]
+    failures: dict[str, int]
+    seconds_left: float | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all shards are done."""
+        return set(self.shards) <= {"done"}
+
+    def lines(self) -> list[str]:
+        """For people."""
+        counts = ", ".join(f"{n} {state}" for state, n in self.shards.items())
+        videos = self.videos
+        lines = [
+            f"shards: {counts}",
+            f"videos: {videos['planned']} planned, {videos['ok']} ok, {videos['failed']} failed",
+        ]
+        lines += [f"  failed at {what}: {n}" for what, n in self.failures.items()]
+        if self.seconds_left is not None and not self.complete:
+            lines.append(f"about {self.seconds_left:.0f} s left for one process")
+        return lines
+
+
+def status(out: Path) -> Status:
+    """Read manifest and markers.
+
+    Raises:
+        AlignerError: not an alignments folder.
+    """
+    manifest = artifact.read_manifest(out)
+    shards = range(manifest["num_shards"])
+    states = [artifact.shard_state(out, shard, manifest["fingerprint"]) for shard in shards]
+    done = [shard for shard in shards if states[shard] == "done"]
+    markers = [artifact.read_marker(out, shard) or {} for shard in done]
+    failures = Counter(
+        f"{row['stage']} ({row['error']})" for s in done for row in artifact.read_failures(out, s)
+    )
+    ok = sum(marker["counts"]["ok"] for marker in markers)
+    failed = sum(marker["counts"]["failed"] for marker in markers)
+    seconds = sum(marker["timing"]["seconds"] for marker in markers)
+    left = (manifest["videos"] - ok - failed) * seconds / (ok + failed) if ok + failed else None
+    videos = {"planned": manifest["videos"], "ok": ok, "failed": failed}
+    return Status(dict(sorted(Counter(states).items())), videos, dict(sorted(failures.items())), left)
+
+
+def verify(out: Path) -> list[str]:
+    """Every problem found in an alignments folder, one sentence each; empty when it is whole.
+
+    Raises:
+        AlignerError: not an alignments folder.
+    """
+    manifest = artifact.read_manifest(out)
+    problems = _check_manifest(out, manifest)
+    if problems:
+        return problems
+    videos = artifact.read_videos(out).to_pylist()
+    for shard in range(manifest["num_shards"]):
+        planned = [row["video_id"] for row in videos if row["shard"] == shard]
+        problems += [f"shard {shard}: {text}" for text in _check_shard(out, shard, planned, manifest)]
+    return problems
+
+
+def _check_manifest(out: Path, manifest: dict[str, Any]) -> list[str]:
+    problems = []
+    for name, entry in manifest["files"].items():
+        if not (out / name).is_file():
+            problems.append(f"{name} is missing")
+        elif artifact.file_sha256(out / name) != entry["sha256"]:
+            problems.append(f"{name} is not the file that the manifest describes (sha256 differs)")
+    if artifact.manifest_fingerprint(manifest) != manifest["fingerprint"]:
+        problems.append("manifest.json was changed: its fingerprint does not fit its content")
+    return problems
+
+
+def _check_shard(out: Path, shard: int, planned: list[str], manifest: dict[str, Any]) -> list[str]:
+    marker = artifact.read_marker(out, shard)
+    if marker is None:
+        return ["not done; run `aligner run` again"]
+    if marker["fingerprint"] != manifest["fingerprint"]:
+        return ["its marker belongs to other settings; run `aligner run` again"]
+    rows, failures = out / artifact.shard_name(shard), out / artifact.failures_name(shard)
+    hashes = {rows: marker["sha256"], failures: marker["failures_sha256"]}
+    problems = []
+    for file, wanted in hashes.items():
+        if not file.is_file():
+            problems.append(f"{file.name} is missing")
+        elif artifact.file_sha256(file) != wanted:
+            problems.append(f"{file.name} was changed or damaged (sha256 differs from the marker)")
+    if problems:
+        return problems + _damage(rows)
+    failed = [row["video_id"] for row in artifact.read_failures(out, shard)]
+    if sorted([*marker["videos"], *failed]) != sorted(planned):
+        problems.append(f"{len(marker['videos'])} ok and {len(failed)} failed videos do not cover the plan")
+    return problems + _check_rows(rows, marker, manifest)
+
+
+def _damage(rows: Path) -> list[str]:
+    """Where a file that is not as it was can no longer be read, by its page checksums."""
+    if not rows.is_file():
+        return []
+    try:
+        pq.read_table(rows, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        return [f"{rows.name} cannot be read: {str(error).splitlines()[0]}"]
+    return []
+
+
+def _check_rows(path: Path, marker: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        if not file.schema_arrow.equals(artifact.schema_of(manifest), check_metadata=True):
+            return ["its schema is not the one of the manifest"]
+        if file.metadata.num_rows != marker["rows"]:
+            return [f"{file.metadata.num_rows} rows, the marker says {marker['rows']}"]
+        problems = []
+        for group in range(file.metadata.num_row_groups):
+            table = file.read_row_group(group)
+            here = {video: place for video, place in marker["videos"].items() if place["row_group"] == group}
+            if sum(place["rows"] for place in here.values()) != len(table):
+                problems.append(f"row group {group} does not end on a video boundary")
+            for video, place in here.items():
+                rows = table.slice(place["offset"], place["rows"])
+                problems += [f"{video}: {text}" for text in check_video(video, rows, manifest)]
+    return problems
+
+
+def check_video(video: str, rows: pa.Table, manifest: dict[str, Any]) -> list[str]:
+    """Problems in the rows of one video."""
+    frames, tokens = manifest["frames"], manifest["regions"] + 1
+    if set(rows["video_id"].to_pylist()) != {video} or len(rows) != frames * tokens:
+        return [f"expected {frames * tokens} rows of this video"]
+    problems = []
+    order = rows["frame_index"].to_numpy() * tokens + rows["region_index"].to_numpy()
+    if not np.array_equal(order, np.arange(frames * tokens)):
+        problems.append("rows are not in order of frame and region")
+    if not (rows["patches"].to_numpy().reshape(frames, tokens).sum(1) == manifest["patches"]).all():
+        problems.append(f"the regions of a frame do not sum to {manifest['patches']} patches")
+    lengths = np.linalg.norm(artifact.vectors(rows["embedding"]).astype(np.float32), axis=1)
+    if not np.isfinite(lengths).all():
+        problems.append("an embedding has NaN or infinity")
+    elif np.abs(lengths - 1).max() > UNIT_TOLERANCE:
+        problems.append("an embedding is not of unit length")
+    return problems + _check_matches(rows, manifest["corpus"]["entities"])
+
+
+def _check_matches(rows: pa.Table, entities: int) -> list[str]:
+    problems = []
+    ids, scores = artifact.lists(rows["topk_entity"]), artifact.lists(rows["topk_score"])
+    if ids.min() < 0 or ids.max() >= entities:
+        problems.append(f"an entity id lies outside the corpus of {entities}")
+    if not np.isfinite(scores).all():
+        problems.append("a score is NaN or infinite")
+    elif (np.diff(scores, axis=1) > 0).any():
+        problems.append("scores do not descend")
+    return problems
+
+
+def summary(out: Path) -> list[str]:
+    """The manifest in a few lines."""
+    manifest = artifact.read_manifest(out)
+    model, settings = manifest["model"], manifest["config"]
+    weights = "RANDOM WEIGHTS" if model["random_weights"] else model["pretrained"] or "its own weights"
+    return [
+        f"alignments of {manifest['videos']} videos in {manifest['num_shards']} shards, "
+        f"made {manifest['created']}",
+        f"model: {model['name']} ({weights}, weights {model['weights_sha256'][:12]})",
+        f"frames: {settings['frames']} per video, {settings['image_size'][0]} px, {settings['decoder']}",
+        f"regions: {manifest['regions']} of {manifest['patches']} patches (merge {settings['merge']}), "
+        f"{manifest['dim']} dimensions, {settings['precision']}",
+        f"entities: top {manifest['top_k']} of {manifest['corpus']['entities']}",
+        f"fingerprint: {manifest['fingerprint'][:12]}",
+    ]
+
+
+@dataclass(frozen=True)
+class RegionLine:
+    """One region of a video as ``inspect`` shows it; ``entities`` are (name, cosine), the best first."""
+
+    frame: int
+    time_s: float
+    region: int
+    patches: int
+    box_xyxy: tuple[float, ...]
+    entities: list[tuple[str, float]]
+
+
+def region_lines(out: Path, video_id: str, top: int = 3, largest: int | None = None) -> list[RegionLine]:
+    """The regions of a video with entity names; ``largest`` keeps the class token and that many per frame.
+
+    Raises:
+        AlignerError: an unknown or failed video, or ``top`` above what is stored.
+    """
+    manifest = artifact.read_manifest(out)
+    if not 1 <= top <= manifest["top_k"]:
+        raise AlignerError(f"--top must lie between 1 and {manifest['top_k']}, got {top}")
+    names = pq.read_table(out / artifact.ENTITIES, columns=["name"])["name"].to_pylist()
+    rows = artifact.read_video(out, video_id)
+    ids, scores = artifact.lists(rows["topk_entity"]), artifact.lists(rows["topk_score"])
+    plain = [name for name in rows.schema.names if name not in ("topk_entity", "topk_score", "embedding")]
+    lines = []
+    for place, row in enumerate(rows.select(plain).to_pylist()):
+        entities = [(names[i], float(s)) for i, s in zip(ids[place][:top], scores[place][:top], strict=True)]
+        box = tuple(row[corner] for corner in ("x0", "y0", "x1", "y1"))
+        lines.append(
+            RegionLine(row["frame_index"], row["time_s"], row["region_index"], row["patches"], box, entities)
+        )
+    return lines if largest is None else _largest(lines, largest)
+
+
+def _largest(lines: list[RegionLine], count: int) -> list[RegionLine]:
+    frames: dict[int, list[RegionLine]] = {}
+    for line in lines:
+        frames.setdefault(line.frame, []).append(line)
+    kept = []
+    for cls, *others in frames.values():
+        kept += [cls, *sorted(others, key=lambda line: (-line.patches, line.region))[:count]]
+    return kept

@@ -1,0 +1,388 @@
+"""The contracts of this stage, **Corpus** and **Labels**: files, columns, manifests, writers, openers.
+
+Corpus, ``DIR/``: ``entities.parquet`` (row number = entity id), ``entities.faiss`` (inner product over the
+same rows), ``candidates.parquet`` (every phrase found, kept or dropped), ``manifest.json``. Labels, ``DIR/``:
+``labels.parquet`` (row number = class id) and ``manifest.json``. The manifest is written last: a folder
+without one is not an artifact.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from corpus_builder import __version__
+from corpus_builder.config import CorpusError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+ENTITIES = "entities.parquet"
+INDEX = "entities.faiss"
+CANDIDATES = "candidates.parquet"
+LABELS = "labels.parquet"
+FILES = {"corpus": (ENTITIES, INDEX, CANDIDATES), "labels": (LABELS,)}
+MAKERS = {
+    "corpus": "corpus-builder build --labels FILE --model MODEL --pretrained TAG --out DIR",
+    "labels": "corpus-builder labels --labels FILE --model MODEL --pretrained TAG --out DIR",
+}
+REQUIRED_KEYS = (
+    "artifact",
+    "schema_version",
+    "package",
+    "fingerprint",
+    "config",
+    "inputs",
+    "model",
+    "counts",
+    "files",
+)
+
+UNIT = "unit length, float32; the inner product of two is their cosine"
+
+
+def _field(name: str, kind: pa.DataType, unit: str, *, null: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=null, metadata={"unit": unit})
+
+
+def entities_schema(dim: int) -> pa.Schema:
+    """Columns of ``entities.parquet`` for embeddings of ``dim`` numbers, each with its unit."""
+    return pa.schema(
+        [
+            _field("entity_id", pa.int32(), "row number"),
+            _field("name", pa.string(), "the unit, lower case"),
+            _field("source", pa.string(), "label, caption, expansion or body_part"),
+            _field("sense", pa.string(), "WordNet synset name", null=True),
+            _field("gloss", pa.string(), "definition of the sense", null=True),
+            _field("lexname", pa.string(), "WordNet lexicographer file", null=True),
+            _field("text", pa.string(), "the exact text embedded"),
+            _field("count", pa.int32(), "mentions"),
+            _field(
+                "labels", pa.list_(pa.field("item", pa.string(), nullable=False)), "labels as given, sorted"
+            ),
+            _field("embedding", pa.list_(pa.field("item", pa.float32(), nullable=False), dim), UNIT),
+        ]
+    )
+
+
+def labels_schema(dim: int) -> pa.Schema:
+    """Columns of ``labels.parquet``."""
+    return pa.schema(
+        [
+            _field("class_id", pa.int32(), "row number"),
+            _field("label", pa.string(), "as given"),
+            _field("name", pa.string(), "cleaned for prompts"),
+            _field("embedding", pa.list_(pa.field("item", pa.float32(), nullable=False), dim), UNIT),
+        ]
+    )
+
+
+CANDIDATES_SCHEMA = pa.schema(
+    [
+        _field("label", pa.string(), "as given; null for captions and body parts", null=True),
+        _field("phrase", pa.string(), "as found in the text"),
+        _field("entity", pa.string(), "name after normalising"),
+        _field("sense", pa.string(), "WordNet synset name", null=True),
+        _field("source", pa.string(), "label, caption, expansion or body_part"),
+        _field("role", pa.string(), "noun, whole, head, modifier, compound, activity, name or body_part"),
+        _field("taggers", pa.string(), "who proposed it, joined by +"),
+        _field("reason", pa.string(), "why it was dropped; null if kept", null=True),
+        _field(
+            "margin", pa.float32(), "lead of the sense over the runner-up, in points of the score", null=True
+        ),
+        _field("count", pa.int32(), "mentions"),
+    ]
+)
+
+MINED_SCHEMA = pa.schema(
+    [
+        _field("label", pa.string(), "as given; null for captions and body parts", null=True),
+        _field("entity", pa.string(), "the unit, lower case"),
+        _field("sense", pa.string(), "WordNet synset name", null=True),
+        _field("source", pa.string(), "label, caption, expansion or body_part"),
+        _field("gloss", pa.string(), "definition of the sense", null=True),
+        _field("count", pa.int32(), "mentions"),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An opened Corpus or Labels folder: its manifest (checked) and its main table."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    table: pa.Table
+
+    @property
+    def kind(self) -> str:
+        """``corpus`` or ``labels``."""
+        return str(self.manifest["artifact"])
+
+    @property
+    def fingerprint(self) -> str:
+        """What the artifact is, whenever and wherever it was made."""
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def embeddings(self) -> np.ndarray:
+        """Unit vectors, float32, one row per table row."""
+        return embedding_matrix(self.table)
+
+
+def embedding_matrix(table: pa.Table) -> np.ndarray:
+    """The ``embedding`` column as a matrix of shape (rows, dim), float32."""
+    column = table["embedding"].combine_chunks()
+    return column.flatten().to_numpy().reshape(len(table), column.type.list_size)
+
+
+def embedding_array(vectors: np.ndarray) -> pa.FixedSizeListArray:
+    """A matrix of shape (rows, dim) as an Arrow column."""
+    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
+    field = pa.field("item", pa.float32(), nullable=False)
+    return pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(field, vectors.shape[1]))
+
+
+def write_corpus(
+    folder: Path,
+    entities: pa.Table,
+    index: bytes,
+    candidates: pa.Table,
+    facts: Mapping[str, Any],
+    *,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Publish a Corpus and return its manifest.
+
+    Args:
+        folder: created if missing; an older corpus there is replaced.
+        entities: as :func:`entities_schema`.
+        index: the serialised FAISS index over the same rows.
+        candidates: as ``CANDIDATES_SCHEMA``.
+        facts: the manifest's ``config``, ``inputs``, ``model`` and ``counts``.
+        force: write even if the folder holds other things.
+    """
+    dim = entities.schema.field("embedding").type.list_size
+    files = {ENTITIES: _parquet(entities), INDEX: index, CANDIDATES: _parquet(candidates)}
+    rows = {ENTITIES: len(entities), INDEX: len(entities), CANDIDATES: len(candidates)}
+    return _publish(folder, "corpus", files, rows, {**facts, "entities": len(entities), "dim": dim}, force)
+
+
+def write_labels(
+    folder: Path, labels: pa.Table, facts: Mapping[str, Any], *, force: bool = False
+) -> dict[str, Any]:
+    """Publish a Labels artifact and return its manifest; arguments as :func:`write_corpus`."""
+    dim = labels.schema.field("embedding").type.list_size
+    extra = {**facts, "labels": len(labels), "dim": dim}
+    return _publish(folder, "labels", {LABELS: _parquet(labels)}, {LABELS: len(labels)}, extra, force)
+
+
+def write_mined(path: Path, table: pa.Table) -> None:
+    """Write the result of ``mine`` (``MINED_SCHEMA``) to one Parquet file, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, _parquet(table))
+
+
+def open_artifact(folder: Path) -> Artifact:
+    """Open a Corpus or Labels folder, whichever it is; checks as :func:`open_corpus`."""
+    manifest = read_manifest(folder)
+    return _open(folder, manifest, str(manifest["artifact"]))
+
+
+def open_corpus(folder: Path) -> Artifact:
+    """Open a Corpus: manifest, files present and of the recorded size, columns as promised.
+
+    Raises :class:`CorpusError` saying what was needed, what was found and which command makes it.
+    """
+    return _open(folder, read_manifest(folder, "corpus"), "corpus")
+
+
+def open_labels(folder: Path) -> Artifact:
+    """Open a Labels artifact; checks as :func:`open_corpus`."""
+    return _open(folder, read_manifest(folder, "labels"), "labels")
+
+
+def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
+    """The manifest of an artifact of this stage, checked; raises :class:`CorpusError`."""
+    wanted = f"a {kind or 'corpus or labels'} folder"
+    maker = MAKERS[kind or "corpus"]
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CorpusError(f"needs {wanted}, found no {MANIFEST} in {folder}; produced by `{maker}`")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorpusError(
+            f"needs {wanted}, found a broken {path}: {error}; make it again with `{maker}`"
+        ) from None
+    missing = [key for key in REQUIRED_KEYS if not isinstance(manifest, dict) or key not in manifest]
+    if missing:
+        raise CorpusError(f"needs {wanted}, found {path} without {', '.join(missing)}; produced by `{maker}`")
+    if manifest["artifact"] not in ((kind,) if kind else FILES):
+        raise CorpusError(
+            f"needs {wanted}, found artifact '{manifest['artifact']}' in {folder}; produced by `{maker}`"
+        )
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise CorpusError(
+            f"needs {wanted} of schema version {SCHEMA_VERSION}, found version {manifest['schema_version']}"
+            f" (by {manifest['package']}); use that release, or make it again with `{maker}`"
+        )
+    if manifest["fingerprint"] != fingerprint(manifest):
+        raise CorpusError(
+            f"{path} was changed after it was written (its fingerprint is wrong); run `{maker}` again"
+        )
+    return manifest
+
+
+def verify_files(artifact: Artifact) -> dict[str, bool]:
+    """For each file of the artifact whether its bytes are those that were written (full SHA-256)."""
+    return {
+        name: _sha256((artifact.folder / name).read_bytes()) == entry["sha256"]
+        for name, entry in sorted(artifact.manifest["files"].items())
+    }
+
+
+def fingerprint(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of what the artifact is: kind, version, config, inputs, model, files; never of the time."""
+    keys = ("artifact", "schema_version", "package", "config", "inputs", "model")
+    core = {key: manifest[key] for key in keys}
+    core["files"] = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    return _sha256(json.dumps(core, sort_keys=True, separators=(",", ":")).encode())
+
+
+def file_input(path: Path) -> dict[str, str]:
+    """A manifest's ``inputs`` entry for a file: base name and hash."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return {"file": path.name, "sha256": digest.hexdigest()}
+
+
+def _open(folder: Path, manifest: dict[str, Any], kind: str) -> Artifact:
+    for name in FILES[kind]:
+        entry = manifest["files"].get(name)
+        size = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if entry is None or size != entry["bytes"]:
+            found = "nothing" if size is None else f"{size} bytes"
+            needed = "an entry in the manifest" if entry is None else f"{entry['bytes']} bytes"
+            raise CorpusError(
+                f"{folder / name}: needs {needed}, found {found}; make it again with `{MAKERS[kind]}`"
+            )
+    path = folder / FILES[kind][0]
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise CorpusError(f"{path} cannot be read ({error}); make it again with `{MAKERS[kind]}`") from None
+    schema = entities_schema if kind == "corpus" else labels_schema
+    if not table.schema.equals(schema(manifest["dim"])):
+        raise CorpusError(
+            f"{path} has other columns than schema version {SCHEMA_VERSION}; run `{MAKERS[kind]}` again"
+        )
+    return Artifact(folder, manifest, table)
+
+
+def _publish(
+    folder: Path,
+    kind: str,
+    files: Mapping[str, bytes],
+    rows: Mapping[str, int],
+    facts: Mapping[str, Any],
+    force: bool,
+) -> dict[str, Any]:
+    _make_room(folder, kind, force)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for name, data in files.items():
+        _replace(folder / name, data)
+    manifest: dict[str, Any] = {
+        "artifact": kind,
+        "schema_version": SCHEMA_VERSION,
+        "package": f"corpus_builder {__version__}",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "files": {
+            name: {"sha256": _sha256(data), "bytes": len(data), "rows": rows[name]}
+            for name, data in files.items()
+        },
+        **facts,
+    }
+    manifest["fingerprint"] = fingerprint(manifest)
+    _replace(folder / MANIFEST, (json.dumps(manifest, sort_keys=True, indent=2) + "\n").encode())
+    return manifest
+
+
+def check_room(folder: Path, kind: str, *, force: bool = False) -> None:
+    """Raise :class:`CorpusError` if writing into ``folder`` would mix an artifact with other things."""
+    if folder.exists() and not folder.is_dir():
+        raise CorpusError(f"--out {folder} is a file, expected a folder")
+    own = {*FILES[kind], MANIFEST}
+    others = sorted(p.name for p in folder.iterdir() if p.name not in own) if folder.is_dir() else []
+    others = [name for name in others if not name.startswith(".tmp-")]
+    if others and not force:
+        raise CorpusError(
+            f"--out {folder} holds other things ({others[0]}): choose another folder, or pass --force"
+        )
+
+
+def _make_room(folder: Path, kind: str, force: bool) -> None:
+    check_room(folder, kind, force=force)
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(".tmp-*"):
+        stale.unlink()
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    plain = [name for name in table.schema.names if name != "embedding"]
+    pq.write_table(table, sink, compression="zstd", use_dictionary=plain, write_page_checksum=True)
+    return sink.getvalue().to_pybytes()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write beside the target, force to disk, rename: readers never see a part."""
+    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as dicts -> a table of that schema."""
+    return pa.Table.from_pylist(list(rows), schema=schema)
+
+
+def summary(opened: Artifact) -> str:
+    """A few lines for people: what it is, its model, inputs, counts, and its first rows."""
+    manifest = opened.manifest
+    model = manifest["model"]
+    given = ", ".join(f"{name}: {entry['file']}" for name, entry in sorted(manifest["inputs"].items()))
+    weights = "RANDOM WEIGHTS" if model["random_weights"] else model["pretrained"] or "own weights"
+    lines = [
+        f"{opened.kind} {opened.fingerprint[:12]}, {manifest['package']}, {manifest['created']}",
+        f"model    {model['name']} ({weights}), {model['embed_dim']} wide, {model['weights_sha256'][:12]}",
+        f"inputs   {given}",
+        f"counts   {json.dumps(manifest['counts'], sort_keys=True)}",
+        f"rows     {len(opened.table)}, of which",
+    ]
+    column = "text" if opened.kind == "corpus" else "name"
+    return "\n".join(
+        lines + [f"  {row:>5}  {text}" for row, text in enumerate(opened.table[column][:10].to_pylist())]
+    )

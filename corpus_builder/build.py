@@ -1,0 +1,499 @@
+"""Compose the steps: mentions -> candidates -> senses -> entities -> text -> vectors -> artifact.
+
+Order of a corpus, which makes entity ids repeatable: by source (label, caption, expansion, body part), then
+name, then sense. An entity's key is its sense where it has one, else its name; mentions of one key are
+merged, their counts added and their labels united.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from corpus_builder import artifact
+from corpus_builder.config import BODY_PARTS, SOURCES, CorpusConfig, CorpusError, check_templates
+from corpus_builder.describe import describe
+from corpus_builder.disambiguate import Choice, disambiguate
+from corpus_builder.mine import Candidate, Limits, mine
+from corpus_builder.sources import (
+    LabelFile,
+    Mention,
+    iter_captions,
+    label_mentions,
+    read_expansions,
+    read_labels,
+)
+from corpus_builder.taggers import Tagger, load_taggers, tokenise
+from corpus_builder.wordnet import Lexicon, Sense, open_lexicon
+
+CAPTION_CONTEXTS = 8
+"""Captions that vote on the sense of an entity found in captions; later ones follow."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a corpus is mined from: files, and where to look for WordNet. At least labels or captions."""
+
+    labels: Path | None = None
+    captions: Path | None = None
+    expansions: tuple[Path, ...] = ()
+    label_column: str | None = None
+    caption_column: str | None = None
+    nltk_data: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raises :class:`CorpusError` if there is nothing to mine."""
+        if self.labels is None and self.captions is None:
+            raise CorpusError("nothing to mine: give --labels FILE, --captions FILE or both")
+        if self.expansions and self.labels is None:
+            raise CorpusError("--expansions needs --labels: its keys are labels or class ids")
+
+
+@dataclass(frozen=True)
+class Found:
+    """One phrase of one mention, or of all captions that hold it: kept with its sense, or dropped."""
+
+    label: str | None
+    candidate: Candidate
+    source: str
+    choice: Choice
+    count: int = 1
+
+    @property
+    def name(self) -> str:
+        """The unit: the sense's own form for nouns (tooth for teeth), else the words as found."""
+        named = self.candidate.role in ("activity", "compound", "name", "body_part")
+        sense = self.choice.sense
+        return self.candidate.entity if named or sense is None else sense.form
+
+    @property
+    def key(self) -> str:
+        """What makes two finds one entity."""
+        return self.choice.sense.name if self.choice.sense else self.name
+
+
+@dataclass
+class Entity:
+    """One entry of the corpus, gathered from all finds of its key."""
+
+    name: str
+    source: str
+    sense: Sense | None
+    count: int = 0
+    labels: set[str] = field(default_factory=set)
+
+    @property
+    def text(self) -> str:
+        """What is embedded."""
+        return describe(self.name, self.sense.gloss if self.sense else None)
+
+
+@dataclass(frozen=True)
+class MineReport:
+    """Everything mined, with what was dropped and why."""
+
+    found: tuple[Found, ...]
+    mentions: int
+    uncovered: tuple[str, ...]
+    inputs: dict[str, Any]
+    spacy_model: str | None
+
+    @property
+    def kept(self) -> list[Found]:
+        """The finds that make entities."""
+        return [item for item in self.found if item.candidate.kept]
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """Totals: mentions, candidates, kept, dropped by reason, labels without any entity."""
+        dropped = Counter(item.candidate.reason for item in self.found if not item.candidate.kept)
+        return {
+            "mentions": self.mentions,
+            "candidates": len(self.found),
+            "kept": len(self.kept),
+            "dropped": {str(reason): number for reason, number in sorted(dropped.items())},
+            "labels_without_entity": len(self.uncovered),
+        }
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build made: the manifest as written, and how long each step took, in seconds."""
+
+    manifest: dict[str, Any]
+    seconds: dict[str, float]
+
+
+def mine_corpus(inputs: Inputs, config: CorpusConfig, say: Say = lambda line: None) -> MineReport:
+    """Find and disambiguate the entities of labels, their expansions and captions, and add the body parts.
+
+    Raises :class:`CorpusError` on bad input files or missing WordNet, tagger or spaCy data.
+    """
+    labels = _read_labels(inputs)
+    say("loading WordNet and the taggers")
+    lexicon = open_lexicon(inputs.nltk_data)
+    taggers = load_taggers(config, lexicon, inputs.nltk_data)
+    limits = Limits(config.max_words, config.min_letters)
+    counter: Counter[str] = Counter()
+    found = list(_from_labels(labels, taggers, lexicon, config, limits, counter))
+    if inputs.captions is not None:
+        say("mining captions")
+        captions = iter_captions(inputs.captions, inputs.caption_column)
+        found += _from_captions(captions, taggers, lexicon, config, limits, counter)
+    found += _body_parts(lexicon) if config.body_parts else []
+    covered = {item.label for item in found if item.candidate.kept}
+    uncovered = tuple(label.label for label in labels.labels if label.label not in covered)
+    versions = [tagger.version for tagger in taggers if hasattr(tagger, "version")]
+    facts = _input_facts(inputs, lexicon)
+    return MineReport(tuple(found), counter["mentions"], uncovered, facts, versions[0] if versions else None)
+
+
+def mined_rows(report: MineReport) -> list[dict[str, Any]]:
+    """One row per (label, entity) kept, as ``artifact.MINED_SCHEMA``, in order of the mentions."""
+    rows: dict[tuple[str | None, str, str], dict[str, Any]] = {}
+    for item in report.kept:
+        sense = item.choice.sense
+        row: dict[str, Any] = {
+            "label": item.label,
+            "entity": item.name,
+            "sense": sense.name if sense else None,
+        }
+        row |= {"source": item.source, "gloss": sense.gloss if sense else None, "count": 0}
+        rows.setdefault((item.label, item.key, item.source), row)["count"] += item.count
+    return list(rows.values())
+
+
+def gather(found: Iterable[Found]) -> list[Entity]:
+    """Merge the kept finds into entities, in corpus order (see the module); pure.
+
+    A merged entity bears the name found most often (ties: the alphabetically first) and the earliest source.
+    """
+    groups: dict[str, list[Found]] = {}
+    for item in found:
+        if item.candidate.kept:
+            groups.setdefault(item.key, []).append(item)
+    entities = [_entity(group) for group in groups.values()]
+    return sorted(entities, key=lambda e: (SOURCES.index(e.source), e.name, e.sense.name if e.sense else ""))
+
+
+def build_corpus(
+    inputs: Inputs,
+    config: CorpusConfig,
+    model: str,
+    pretrained: str | None,
+    out: Path,
+    *,
+    device: str = "auto",
+    force: bool = False,
+    say: Say = lambda line: None,
+) -> BuildReport:
+    """Mine, embed and publish a Corpus under ``out``; see :func:`mine_corpus` for the errors."""
+    from corpus_builder.embed import check_model, load_text_encoder
+    from corpus_builder.index import build_index, index_bytes
+
+    artifact.check_room(out, "corpus", force=force)
+    check_model(model, pretrained)
+    clock = _Clock()
+    report = mine_corpus(inputs, config, say)
+    entities = gather(report.found)
+    if not entities:
+        raise CorpusError(
+            f"no entity was found in {report.mentions} mentions; try --taggers both or --body-parts"
+        )
+    clock.lap("mine")
+    say(f"{len(entities)} entities from {report.mentions} mentions; loading {model}")
+    encoder = load_text_encoder(model, pretrained, device)
+    clock.lap("load model")
+    say("embedding")
+    texts = [entity.text for entity in entities]
+    vectors = encoder.encode(texts)
+    clock.lap("embed")
+    counts = report.counts | _entity_counts(entities) | {"texts_truncated": encoder.truncated(texts)}
+    facts = {
+        "config": asdict(config) | {"spacy_model": report.spacy_model},
+        "inputs": report.inputs,
+        "model": encoder.info,
+        "counts": counts,
+    }
+    table = _entity_table(entities, vectors)
+    index = index_bytes(build_index(vectors))
+    manifest = artifact.write_corpus(out, table, index, _candidate_table(report.found), facts, force=force)
+    clock.lap("write")
+    return BuildReport(manifest, clock.seconds)
+
+
+def build_labels(
+    path: Path,
+    model: str,
+    pretrained: str | None,
+    out: Path,
+    *,
+    label_column: str | None = None,
+    templates: Sequence[str] = (),
+    device: str = "auto",
+    force: bool = False,
+    say: Say = lambda line: None,
+) -> BuildReport:
+    """Embed class names over ``templates`` and publish a Labels artifact under ``out``."""
+    from corpus_builder.config import TEMPLATES
+    from corpus_builder.embed import check_model, embed_labels, load_text_encoder
+
+    artifact.check_room(out, "labels", force=force)
+    chosen = check_templates(templates or TEMPLATES)
+    labels = read_labels(path, label_column).labels
+    check_model(model, pretrained)
+    clock = _Clock()
+    say(f"loading {model}")
+    encoder = load_text_encoder(model, pretrained, device)
+    clock.lap("load model")
+    say(f"embedding {len(labels)} labels in {len(chosen)} templates")
+    names = [label.name for label in labels]
+    vectors = embed_labels(names, chosen, encoder)
+    clock.lap("embed")
+    schema = artifact.labels_schema(vectors.shape[1])
+    rows = [{"class_id": row, "label": label.label, "name": label.name} for row, label in enumerate(labels)]
+    table = _with_embeddings(rows, vectors, schema)
+    prompts = [template.replace("{}", name) for name in names for template in chosen]
+    facts = {
+        "config": {"templates": list(chosen), "label_column": label_column},
+        "inputs": {"labels": artifact.file_input(path)},
+        "model": encoder.info,
+        "counts": {"labels": len(labels), "texts_truncated": encoder.truncated(prompts)},
+    }
+    return BuildReport(artifact.write_labels(out, table, facts, force=force), clock.seconds)
+
+
+def search_corpus(
+    folder: Path,
+    text: str,
+    k: int = 10,
+    *,
+    model: str | None = None,
+    pretrained: str | None = None,
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """The k entities of a corpus nearest to a text: name, sense, gloss, cosine.
+
+    The corpus's own model is loaded; a model that was a local folder or file must be given again. Raises
+    :class:`CorpusError` if the model at hand is not the corpus's.
+    """
+    from corpus_builder.embed import load_text_encoder
+    from corpus_builder.index import read_index, search
+
+    corpus = artifact.open_corpus(folder)
+    own = corpus.manifest["model"]
+    if model is None:
+        if own["name"].startswith("local-dir:"):
+            raise CorpusError(
+                f"the corpus was made with {own['name']}: say where it lies with --model local-dir:PATH"
+            )
+        model, pretrained = own["name"], pretrained or own["pretrained"]
+    encoder = load_text_encoder(model, pretrained, device)
+    if encoder.info["weights_sha256"] != own["weights_sha256"]:
+        raise CorpusError(
+            f"needs the corpus's model, {_model_name(own)}, found {_model_name(encoder.info)}; give the first"
+            f" with --model and --pretrained, or run `{artifact.MAKERS['corpus']}` with the second"
+        )
+    hits = search(read_index(folder / artifact.INDEX), encoder.encode([text]), k)
+    rows = (
+        corpus.table.select(["entity_id", "name", "sense", "gloss", "source"]).take(hits.ids[0]).to_pylist()
+    )
+    return [row | {"cosine": float(score)} for row, score in zip(rows, hits.scores[0], strict=True)]
+
+
+def _model_name(info: dict[str, Any]) -> str:
+    return f"{info['name']} ({info['pretrained'] or 'own weights'}, {info['weights_sha256'][:12]})"
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = round(now - self._last, 3)
+        self._last = now
+
+
+def _read_labels(inputs: Inputs) -> LabelFile:
+    if inputs.labels is None:
+        return LabelFile((), {})
+    file = read_labels(inputs.labels, inputs.label_column)
+    expansions = dict(file.expansions)
+    for path in inputs.expansions:
+        for label, phrases in read_expansions(path, file.labels).items():
+            expansions[label] = (*expansions.get(label, ()), *phrases)
+    return LabelFile(file.labels, expansions)
+
+
+def _from_labels(
+    labels: LabelFile,
+    taggers: Sequence[Tagger],
+    lexicon: Lexicon,
+    config: CorpusConfig,
+    limits: Limits,
+    counter: Counter[str],
+) -> Iterator[Found]:
+    for mention, candidates in mine(label_mentions(labels), taggers, lexicon, limits):
+        counter["mentions"] += 1
+        context = _context(lexicon, mention)
+        for candidate in candidates:
+            choice = _choose(candidate, lexicon, context, config) if candidate.kept else Choice(None, 0.0)
+            yield Found(mention.label, candidate, mention.source, choice)
+
+
+def _context(lexicon: Lexicon, mention: Mention) -> frozenset[str]:
+    words = tokenise(f"{mention.context} {mention.text}")
+    return lexicon.lemmas(word for word in words if word.isalnum())
+
+
+def _choose(candidate: Candidate, lexicon: Lexicon, context: Iterable[str], config: CorpusConfig) -> Choice:
+    act = candidate.role in ("activity", "whole")
+    if candidate.role in ("compound", "name"):
+        return Choice(None, 0.0)
+    senses = (
+        lexicon.activity(candidate.phrase)
+        if candidate.role == "activity"
+        else lexicon.senses(candidate.entity)
+    )
+    if candidate.role == "head" and candidate.within:
+        kinds = {kind for whole in lexicon.senses(candidate.within) for kind in lexicon.within(whole.name)}
+        senses = tuple(sense for sense in senses if sense.name in kinds) or senses
+    return disambiguate(candidate.entity, senses, context, config.strategy, act=act)
+
+
+def _from_captions(
+    captions: Iterable[str],
+    taggers: Sequence[Tagger],
+    lexicon: Lexicon,
+    config: CorpusConfig,
+    limits: Limits,
+    counter: Counter[str],
+) -> list[Found]:
+    """One find per phrase over all captions; the first few contexts vote on its sense."""
+    counts: Counter[tuple[str, str, str | None]] = Counter()
+    first: dict[tuple[str, str, str | None], Candidate] = {}
+    votes: dict[tuple[str, str, str | None], list[Choice]] = {}
+    mentions = (Mention(text.lower(), "", None, "caption") for text in captions)
+    for mention, candidates in mine(mentions, taggers, lexicon, limits):
+        counter["mentions"] += 1
+        for candidate in candidates:
+            key = (candidate.entity, candidate.role, candidate.reason)
+            counts[key] += 1
+            first.setdefault(key, candidate)
+            if candidate.kept and len(votes.setdefault(key, [])) < CAPTION_CONTEXTS:
+                votes[key].append(_choose(candidate, lexicon, _context(lexicon, mention), config))
+    return [
+        _caption_find(first[key], votes.get(key, []), counts[key], config.min_count)
+        for key in sorted(counts, key=lambda key: (key[0], key[1], key[2] or ""))
+    ]
+
+
+def _caption_find(candidate: Candidate, votes: Sequence[Choice], count: int, min_count: int) -> Found:
+    if candidate.kept and count < min_count:
+        rare = Candidate(
+            candidate.phrase, candidate.entity, candidate.role, "too rare", taggers=candidate.taggers
+        )
+        return Found(None, rare, "caption", Choice(None, 0.0), count)
+    tally = Counter(vote.sense.name for vote in votes if vote.sense)
+    if not tally:
+        return Found(None, candidate, "caption", Choice(None, 0.0), count)
+    winner = max(tally, key=lambda name: (tally[name], -_rank(votes, name)))
+    best = max(
+        (vote for vote in votes if vote.sense and vote.sense.name == winner), key=lambda vote: vote.margin
+    )
+    return Found(None, candidate, "caption", best, count)
+
+
+def _rank(votes: Sequence[Choice], name: str) -> int:
+    return next(vote.sense.rank for vote in votes if vote.sense and vote.sense.name == name)
+
+
+def _body_parts(lexicon: Lexicon) -> list[Found]:
+    found = []
+    for name, synset in BODY_PARTS:
+        bodies = (sense for sense in lexicon.senses(name) if sense.lexname == "noun.body")
+        sense = next((s for s in lexicon.senses(name) if s.name == synset), None) or next(bodies, None)
+        found.append(Found(None, Candidate(name, name, "body_part"), "body_part", Choice(sense, 0.0)))
+    return found
+
+
+def _entity(group: Sequence[Found]) -> Entity:
+    names: Counter[str] = Counter()
+    for item in group:
+        names[item.name] += item.count
+    name = min(names, key=lambda name: (-names[name], name))
+    source = min((item.source for item in group), key=SOURCES.index)
+    entity = Entity(name, source, group[0].choice.sense)
+    # a body part is listed, not mentioned
+    entity.count = sum(item.count for item in group if item.source != "body_part")
+    entity.labels = {item.label for item in group if item.label is not None}
+    return entity
+
+
+def _entity_counts(entities: Sequence[Entity]) -> dict[str, Any]:
+    sources = Counter(entity.source for entity in entities)
+    return {
+        "entities": len(entities),
+        "entities_by_source": {source: sources[source] for source in SOURCES if sources[source]},
+        "entities_with_sense": sum(entity.sense is not None for entity in entities),
+    }
+
+
+def _entity_table(entities: Sequence[Entity], vectors: Any) -> Any:
+    rows = [
+        {
+            "entity_id": row,
+            "name": entity.name,
+            "source": entity.source,
+            "sense": entity.sense.name if entity.sense else None,
+            "gloss": entity.sense.gloss if entity.sense else None,
+            "lexname": entity.sense.lexname if entity.sense else None,
+            "text": entity.text,
+            "count": entity.count,
+            "labels": sorted(entity.labels),
+        }
+        for row, entity in enumerate(entities)
+    ]
+    return _with_embeddings(rows, vectors, artifact.entities_schema(vectors.shape[1]))
+
+
+def _with_embeddings(rows: Sequence[dict[str, Any]], vectors: Any, schema: Any) -> Any:
+    import pyarrow as pa
+
+    plain = artifact.table_of(rows, pa.schema(list(schema)[:-1]))
+    return pa.Table.from_arrays([*plain.columns, artifact.embedding_array(vectors)], schema=schema)
+
+
+def _candidate_table(found: Iterable[Found]) -> Any:
+    rows = [
+        {
+            "label": item.label,
+            "phrase": item.candidate.phrase,
+            "entity": item.name,
+            "sense": item.choice.sense.name if item.choice.sense else None,
+            "source": item.source,
+            "role": item.candidate.role,
+            "taggers": "+".join(sorted(item.candidate.taggers)),
+            "reason": item.candidate.reason,
+            "margin": item.choice.margin if item.choice.sense else None,
+            "count": item.count,
+        }
+        for item in found
+    ]
+    return artifact.table_of(rows, artifact.CANDIDATES_SCHEMA)
+
+
+def _input_facts(inputs: Inputs, lexicon: Lexicon) -> dict[str, Any]:
+    files = {"labels": inputs.labels, "captions": inputs.captions}
+    files |= {f"expansions{number}": path for number, path in enumerate(inputs.expansions)}
+    facts: dict[str, Any] = {
+        name: artifact.file_input(path) for name, path in files.items() if path is not None
+    }
+    facts["wordnet"] = {"file": "data.noun", "sha256": lexicon.sha256()}
+    return facts

@@ -1,0 +1,206 @@
+"""Texts -> unit vectors by the text tower of an open_clip model.
+
+The model is loaded in fp32 and hashed before anything else is done to it, so that a corpus, its labels and
+the alignments made with them can be told to come from one model.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from corpus_builder.config import CorpusError, did_you_mean
+
+BATCH = 64
+SEED = 0
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Turns texts into unit vectors, and says which model does it (``info`` as in a manifest's ``model``)."""
+
+    info: dict[str, Any]
+
+    def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
+        """Unit float32 vectors, one row per text."""
+        ...
+
+    def truncated(self, texts: Sequence[str]) -> int:
+        """How many of the texts are longer than the model reads."""
+        ...
+
+
+class OpenClipText:
+    """The text tower of an open_clip model, on one device."""
+
+    def __init__(self, model: Any, tokenizer: Any, info: dict[str, Any], device: str = "cpu") -> None:
+        self._model = model.eval().to(device)
+        self._tokenizer = tokenizer
+        self._device = device
+        self.info = info
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
+        """Unit float32 vectors, one row per text; a text beyond the context length is cut."""
+        rows = [self._encode_batch(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
+        if not rows:
+            return np.zeros((0, self.info["embed_dim"]), dtype=np.float32)
+        return torch.cat(rows).cpu().numpy()
+
+    def _encode_batch(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
+        tokens = self._tokenizer(list(texts)).to(self._device)
+        return torch.nn.functional.normalize(text_features(self._model, tokens).float(), dim=-1)
+
+    def truncated(self, texts: Sequence[str]) -> int:
+        """How many of the texts are longer than the model's context."""
+        length = self._tokenizer.context_length
+        if not hasattr(self._tokenizer, "encode"):
+            pieces = self._tokenizer.tokenizer(list(texts))["input_ids"] if texts else []
+            return sum(len(piece) > length for piece in pieces)
+        # start and end marks take two places
+        return sum(len(self._tokenizer.encode(text)) + 2 > length for text in texts)
+
+
+def text_features(model: Any, tokens: Int[Tensor, "texts context"]) -> Float[Tensor, "texts dim"]:
+    """``model.encode_text`` up to length, on no more of the context than the longest text fills.
+
+    Under a causal mask nothing after the end mark reaches it, so padding can be cut: several times the speed
+    on short prompts, the same vectors to rounding. Models of another build are run as they are.
+    """
+    import open_clip
+
+    causal = isinstance(model, open_clip.CLIP) and model.attn_mask is not None
+    if not causal or model.text_pool_type != "argmax":
+        return model.encode_text(tokens)
+    filled = int(tokens.argmax(dim=-1).max()) + 1
+    short = {
+        "positional_embedding": model.positional_embedding[:filled],
+        "attn_mask": model.attn_mask[:filled, :filled],
+    }
+    out = torch.func.functional_call(model, short, (), {"text": tokens[:, :filled]})
+    return out["text_features"] if isinstance(out, dict) else out[1]
+
+
+def load_text_encoder(name: str, pretrained: str | None = None, device: str = "auto") -> OpenClipText:
+    """Load an open_clip model's text tower.
+
+    Args:
+        name: a built-in architecture, ``hf-hub:org/repo`` or ``local-dir:PATH``.
+        pretrained: a tag or a weights file; ``none`` for seeded random weights; to be left out with a schema.
+        device: ``cpu``, ``cuda``, or ``auto`` for whichever there is.
+
+    Raises:
+        CorpusError: unknown name or tag, weights missing or not to be had; says which choices there are.
+    """
+    import open_clip
+
+    check_model(name, pretrained)
+    try:
+        model = _create(name, pretrained)
+        tokenizer = open_clip.get_tokenizer(name)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise CorpusError(_why(name, pretrained, error)) from error
+    info = {
+        "name": _portable(name),
+        "pretrained": Path(pretrained).name if pretrained and Path(pretrained).is_file() else pretrained,
+        "weights_sha256": weights_sha256(model),
+        "embed_dim": _embed_dim(model, tokenizer),
+        "random_weights": pretrained == "none",
+    }
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return OpenClipText(model, tokenizer, info, device)
+
+
+def check_model(name: str, pretrained: str | None) -> None:
+    """Raise :class:`CorpusError` unless ``--model`` and ``--pretrained`` go together and are known."""
+    import open_clip
+
+    if name.startswith(("local-dir:", "hf-hub:")):
+        _check_schema(name, pretrained)
+        return
+    known = open_clip.list_models()
+    key = name.replace("/", "-")
+    if key not in known:
+        hint = did_you_mean(key, known) or ", or use hf-hub:ORG/REPO or local-dir:PATH"
+        raise CorpusError(f"--model '{name}' is not an open_clip model{hint}")
+    tags = open_clip.list_pretrained_tags_by_model(key)
+    choices = f"one of {', '.join(tags) or '(no tags)'}, a weights file, or 'none' for random weights"
+    if pretrained is None:
+        raise CorpusError(f"--model {name} needs --pretrained: {choices}")
+    if pretrained != "none" and pretrained not in tags and not Path(pretrained).is_file():
+        raise CorpusError(
+            f"--pretrained '{pretrained}' is neither a tag of {name} nor a file"
+            f"{did_you_mean(pretrained, tags)}; expected {choices}"
+        )
+
+
+def _check_schema(name: str, pretrained: str | None) -> None:
+    if pretrained is not None:
+        raise CorpusError(
+            f"--model {name} brings its own weights: leave out --pretrained (got '{pretrained}')"
+        )
+    if not name.startswith("local-dir:"):
+        return
+    folder = Path(name.removeprefix("local-dir:"))
+    for file in ("open_clip_config.json", "open_clip_model.safetensors"):
+        if not (folder / file).is_file():
+            raise CorpusError(f"--model {name}: {folder} holds no {file}")
+
+
+def _create(name: str, pretrained: str | None) -> Any:
+    import open_clip
+
+    if pretrained != "none":
+        return open_clip.create_model(name, pretrained=pretrained, precision="fp32", require_pretrained=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return open_clip.create_model(name, precision="fp32", pretrained_text=False)
+
+
+def _why(name: str, pretrained: str | None, error: Exception) -> str:
+    weights = f" with --pretrained {pretrained}" if pretrained else ""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (
+        f"--model {name}{weights} could not be loaded: {first}. Without a network, give a weights file"
+        " (--pretrained FILE.safetensors) or a folder (--model local-dir:PATH)"
+    )
+
+
+def _portable(name: str) -> str:
+    """The model's name without a machine's path: ``local-dir:/a/b/tinyclip`` -> ``local-dir:tinyclip``."""
+    if not name.startswith("local-dir:"):
+        return name
+    return f"local-dir:{Path(name.removeprefix('local-dir:')).resolve().name}"
+
+
+@torch.inference_mode()
+def _embed_dim(model: Any, tokenizer: Any) -> int:
+    return int(model.eval().encode_text(tokenizer(["a"])).shape[-1])
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """SHA-256 over a model's state in sorted order: name, shape and values (floats as fp32)."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        values = values.to(torch.float32) if values.is_floating_point() else values
+        digest.update(name.encode())
+        digest.update(str(tuple(values.shape)).encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def embed_labels(
+    names: Sequence[str], templates: Sequence[str], encoder: TextEncoder
+) -> Float[np.ndarray, "labels dim"]:
+    """Class vectors: the mean of the unit embeddings over the templates, brought back to unit length."""
+    prompts = [template.replace("{}", name) for name in names for template in templates]
+    vectors = encoder.encode(prompts).reshape(len(names), len(templates), -1).astype(np.float64)
+    means = vectors.mean(axis=1)
+    return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)

@@ -1,0 +1,161 @@
+"""The ``alt`` command: what spans the stages. Options only; the work is in the files named inside each command."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines import __version__
+from pipelines.errors import USER_ERRORS
+
+EXIT_DONE, EXIT_NOT_DONE, EXIT_DONE_WITH_FAILURES = 0, 1, 2
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Align before Adapt: recognise actions in video by aligning regions with named entities first.\n\n"
+    "`alt demo` shows everything on drawn videos in a few minutes. `alt run` does the same for your data from one "
+    "config; `alt predict` applies a trained run to your own files. The stages by themselves: `corpus-builder`, "
+    "`aligner`, `adapter`.",
+)
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="Only errors and the result.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """One message and exit code 1 for what a user can mend; anything else is a bug and stays loud."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXIT_NOT_DONE) from None
+
+
+def _say(quiet: bool) -> Any:
+    return (lambda line: None) if quiet else (lambda line: typer.echo(line, err=True))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"alt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Align before Adapt: recognise actions in video by aligning regions with named entities first."""
+
+
+@app.command("demo")
+def demo_cli(
+    out: Annotated[Path, typer.Option(help="Folder for videos, artifacts and report.")] = Path("demo"),
+    size: Annotated[str, typer.Option(help="tiny (a smoke test), small (a few minutes) or full (an hour, the scale of BENCHMARKS.md).")] = "small",
+    seed: Annotated[int, typer.Option(help="Seed of the drawn videos and of training.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Do everything again.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw videos, build a corpus, align, train, evaluate against baselines, and write a report to look at.
+
+    Needs no network and no GPU. Run it again after an interruption and it goes on where it stopped.
+    """
+    with _errors():
+        from pipelines.demo import run_demo
+
+        result = run_demo(out, size, seed, _say(quiet), force)
+    typer.echo(result.text())
+
+
+@app.command("run")
+def run_cli(
+    config: Annotated[Path, typer.Argument(help="YAML file; `alt init` writes one to start from.")],
+    force: Annotated[bool, typer.Option("--force", help="Run every stage, changed or not.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which stages would run.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run all stages of a config, skipping what is up to date.
+
+    Exit codes: 0 done, 2 done with failed videos (see `aligner status OUT/alignments`), 1 not done.
+    """
+    with _errors():
+        from pipelines.config import load_config
+        from pipelines.workflow import run_pipeline
+
+        report = run_pipeline(load_config(config), _say(quiet), force, dry_run)
+    if as_json:
+        typer.echo(json.dumps(asdict(report), default=str, sort_keys=True))
+    else:
+        for adapter, found in report.scores.items():
+            for name, result in found.items():
+                typer.echo(f"{adapter} on {name}: top-1 {result['top1']:.1%} (n = {result['n']})")
+        typer.echo(f"{'would write' if dry_run else 'wrote'} {report.out}")
+    raise typer.Exit(EXIT_DONE_WITH_FAILURES if report.failed_videos else EXIT_DONE)
+
+
+@app.command("init")
+def init_cli(
+    config: Annotated[Path, typer.Argument(help="YAML file to write.")] = Path("alt.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+) -> None:
+    """Write a commented config to start from."""
+    with _errors():
+        from pipelines.template import write_template
+
+        write_template(config, force)
+    typer.echo(f"wrote {config}; edit it, then `alt run {config}`")
+
+
+@app.command("predict")
+def predict_cli(
+    videos: Annotated[list[Path], typer.Argument(help="Video files, or folders of them.")],
+    labels: Annotated[Path, typer.Option(help="File of labels to choose from (txt, csv, json).")],
+    run: Annotated[Path, typer.Option(help="Out folder of `alt run` or `alt demo`, or one of its runs/NAME.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for predictions.csv, predictions.json and report.html.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the labels in a csv with several.")] = None,
+    topk: Annotated[int, typer.Option(help="Labels to list for each video.")] = 5,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Predict the action in your own videos among your own labels.
+
+    The labels need not be those the run was trained on. Exit codes: 0 done, 2 done but some videos could not be read,
+    1 not done.
+    """
+    with _errors():
+        from pipelines.predict import predict_videos
+
+        found = predict_videos(videos, labels, run, out, label_column, topk, _say(quiet))
+    if as_json:
+        typer.echo(json.dumps([asdict(item) for item in found], ensure_ascii=False))
+    else:
+        for item in found:
+            ranked = ", ".join(f"{name} {p:.0%}" for name, p in zip(item.labels, item.probabilities, strict=True))
+            typer.echo(f"{item.video}: {item.error or ranked}")
+    raise typer.Exit(EXIT_DONE_WITH_FAILURES if any(item.error for item in found) else EXIT_DONE)
+
+
+@app.command("doctor")
+def doctor_cli(as_json: AsJson = False) -> None:
+    """Say what is installed, what works, what is missing and how to get it. Exit code 1 when something is missing."""
+    from pipelines.doctor import examine
+
+    findings = examine()
+    if as_json:
+        typer.echo(json.dumps([asdict(item) for item in findings]))
+    else:
+        for item in findings:
+            typer.echo(f"{item.status:8}{item.name:20}{item.detail}")
+            if item.remedy and item.status != "ok":
+                typer.echo(f"{'':28}-> {item.remedy}")
+    raise typer.Exit(EXIT_NOT_DONE if any(item.status == "missing" for item in findings) else EXIT_DONE)

@@ -1,0 +1,236 @@
+"""The one YAML file of ``alt run``: what it may hold, checked whole before anything is computed.
+
+Every section maps onto a stage's own options, so that a key has the same name here as on that stage's command line.
+Relative paths are read from the folder of the YAML file.
+"""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines.errors import PipelineError, did_you_mean
+
+
+class Section(BaseModel):
+    """A part of the config; a key that is not a field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+class CorpusSection(Section):
+    """``corpus-builder build``: where entities come from and how they are mined."""
+
+    labels: Path | None = Field(None, description="Label file (txt, csv, json) whose nouns become entities.")
+    captions: Path | None = Field(None, description="Caption file (txt, csv, parquet) mined likewise.")
+    label_column: str | None = Field(None, description="Column of the labels in a csv with several.")
+    caption_column: str | None = Field(None, description="Column of the captions in a csv or parquet file.")
+    taggers: str = Field("both", description="both, spacy, nltk or wordnet.")
+    spacy_model: str = Field("en_core_web_sm", description="Installed spaCy pipeline, or a path to one.")
+    strategy: str = Field("extended", description="Word-sense disambiguation: extended, lesk or first.")
+    body_parts: bool = Field(True, description="Add the body parts.")
+    min_count: int = Field(1, description="Captions that must mention an entity.")
+
+
+class LabelsSection(Section):
+    """``corpus-builder labels``: a set of classes as prompt-ensembled text embeddings."""
+
+    file: Path = Field(description="Label file (txt, csv, json).")
+    label_column: str | None = Field(None, description="Column of the labels in a csv with several.")
+    templates: list[str] | None = Field(None, description="Prompts with {} for the class; default: the stage's own.")
+
+
+class AlignmentsSection(Section):
+    """``aligner run``: which videos, how many frames, how much merging."""
+
+    videos: Path = Field(description="Folder of videos, or a manifest with columns path, label, split.")
+    videos_root: Path | None = Field(None, description="Folder that video ids are relative to.")
+    frames: int = Field(8, description="Frames sampled from each video.")
+    merge: int = Field(8, description="Token pairs merged in every encoder block.")
+    top_k: int = Field(16, description="Entities stored per region.")
+    proportional_attention: bool = Field(True, description="Merged tokens count by their size in attention.")
+    precision: str = Field("fp32", description="fp32 or bf16.")
+    videos_per_shard: int = Field(64, description="Videos per shard, the unit of resuming.")
+    decode_workers: int = Field(2, description="Threads that decode ahead.")
+
+
+class AdapterSection(Section):
+    """``adapter train``: the label set to train on, and any of the adapter's own options by name.
+
+    Several adapters, say a model and its controls, are trained on the same cache and meet the same evaluations.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    labels: str = Field(description="Name of the label set, a key of the labels section.")
+
+    def options(self) -> dict[str, Any]:
+        """The adapter's options, without the label set."""
+        return dict(self.model_extra or {})
+
+
+class EvaluationSection(Section):
+    """``adapter eval``: a split scored with a label set."""
+
+    name: str = Field(description="Name of the result.")
+    labels: str = Field(description="Name of the label set, a key of the labels section.")
+    split: str = Field("test", description="Split of the videos to score; all takes every video.")
+    candidates: str = Field("all", description="all, seen or unseen labels.")
+    reverse_time: bool = Field(False, description="Play the videos backwards.")
+    adapters: list[str] | None = Field(None, description="Only these adapters; default: all.")
+
+
+class ReportSection(Section):
+    """The HTML report: whose predictions in which evaluation, and how many videos."""
+
+    adapter: str = Field(description="Name of the adapter, a key of the adapters section.")
+    evaluation: str = Field(description="Name of the evaluation whose predictions are shown.")
+    videos: int = Field(24, description="Videos shown at most.")
+
+
+class PipelineConfig(Section):
+    """Everything one ``alt run`` does."""
+
+    out: Path = Field(description="Folder of all artifacts of this run.")
+    model: str = Field(description="open_clip model: ViT-B-16, hf-hub:ORG/REPO or local-dir:FOLDER.")
+    pretrained: str | None = Field(None, description="Weights: a tag, a file, or none for random weights.")
+    nltk_data: Path | None = Field(None, description="NLTK data folder to read first.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    corpus: CorpusSection
+    labels: dict[str, LabelsSection]
+    alignments: AlignmentsSection
+    adapters: dict[str, AdapterSection] = Field(default_factory=dict)
+    evaluations: list[EvaluationSection] = Field(default_factory=list)
+    report: ReportSection | None = None
+
+
+def load_config(path: Path) -> PipelineConfig:
+    """Read and check a YAML file; all problems are reported together.
+
+    Raises:
+        PipelineError: a missing file, broken YAML, unknown keys (with the nearest known one), wrong types, or names
+            that refer to nothing.
+    """
+    if not path.is_file():
+        raise PipelineError(f"no config file at {path}; `alt init FILE` writes one to start from")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise PipelineError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise PipelineError(f"{path} holds {type(raw).__name__}; a mapping with the keys {_keys(PipelineConfig)} is needed")
+    return check_config(raw, path.parent, path.name)
+
+
+def check_config(raw: dict[str, Any], base: Path, name: str = "config") -> PipelineConfig:
+    """A checked config from plain values, its relative paths resolved against ``base``."""
+    try:
+        config = PipelineConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = [_problem(item, raw) for item in error.errors()]
+        raise PipelineError(f"{name} has {len(lines)} problem(s):\n  " + "\n  ".join(lines)) from None
+    problems = [*_dangling(config), *_adapter_problems(config)]
+    if problems:
+        raise PipelineError(f"{name} has {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+    return resolve(config, base)
+
+
+def resolve(config: PipelineConfig, base: Path) -> PipelineConfig:
+    """The config with every relative path, a ``local-dir:`` model and a weights file included, made absolute."""
+    changed: dict[str, Any] = {}
+    if config.model.startswith("local-dir:"):
+        changed["model"] = f"local-dir:{_absolute(base, Path(config.model.partition(':')[2]))}"
+    if config.pretrained and (base / config.pretrained).is_file():
+        changed["pretrained"] = str(_absolute(base, Path(config.pretrained)))
+    resolved = _resolve_paths(config, base).model_copy(update=changed)
+    spacy_model = base / config.corpus.spacy_model
+    if spacy_model.is_dir():
+        corpus = resolved.corpus.model_copy(update={"spacy_model": str(_absolute(base, spacy_model))})
+        resolved = resolved.model_copy(update={"corpus": corpus})
+    return resolved
+
+
+def _resolve_paths(section: AnySection, base: Path) -> AnySection:
+    changed: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Path):
+            changed[name] = _absolute(base, value)
+        elif isinstance(value, Section):
+            changed[name] = _resolve_paths(value, base)
+        elif isinstance(value, dict):
+            changed[name] = {key: _resolve_paths(item, base) for key, item in value.items()}
+    return section.model_copy(update=changed)
+
+
+def _absolute(base: Path, path: Path) -> Path:
+    return (base / path.expanduser()).resolve()
+
+
+def _keys(section: type[BaseModel]) -> str:
+    return ", ".join(section.model_fields)
+
+
+def _problem(item: Any, raw: dict[str, Any]) -> str:
+    """One line for one of pydantic's errors: where, what, and the nearest known key."""
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = _section_at(item["loc"][:-1]).model_fields
+        word = str(item["loc"][-1])
+        return f"{where}: unknown key{did_you_mean(word, known) or '; known are ' + ', '.join(known)}"
+    if item["type"] == "missing":
+        return f"{where}: missing; {_section_at(item['loc'][:-1]).model_fields[item['loc'][-1]].description}"
+    return f"{where}: {item['msg']}, got {item['input']!r}"
+
+
+_SECTIONS: dict[str, type[Section]] = {
+    "corpus": CorpusSection,
+    "labels": LabelsSection,
+    "alignments": AlignmentsSection,
+    "adapters": AdapterSection,
+    "evaluations": EvaluationSection,
+    "report": ReportSection,
+}
+
+
+def _section_at(location: tuple[Any, ...]) -> type[Section]:
+    return _SECTIONS[location[0]] if location else PipelineConfig
+
+
+def _dangling(config: PipelineConfig) -> list[str]:
+    """Names that refer to a label set, an adapter or an evaluation that is not there."""
+    sets, adapters = list(config.labels), list(config.adapters)
+    evaluations = [item.name for item in config.evaluations]
+    references = [(f"adapters.{name}.labels", item.labels, sets) for name, item in config.adapters.items()]
+    for item in config.evaluations:
+        references.append((f"evaluations.{item.name}.labels", item.labels, sets))
+        references += [(f"evaluations.{item.name}.adapters", name, adapters) for name in item.adapters or ()]
+    if config.report:
+        references.append(("report.adapter", config.report.adapter, adapters))
+        references.append(("report.evaluation", config.report.evaluation, evaluations))
+    problems = [
+        f"{where}: there is no '{name}'{did_you_mean(name, known) or '; there are ' + (', '.join(known) or 'none')}"
+        for where, name, known in references
+        if name not in known
+    ]
+    return problems + [f"'{name}' cannot name a folder" for name in (*sets, *adapters, *evaluations) if not _plain(name)]
+
+
+def _plain(name: str) -> bool:
+    return bool(name) and not name.startswith(".") and not set(name) & set("/\\")
+
+
+def _adapter_problems(config: PipelineConfig) -> list[str]:
+    """Unknown or impossible options of the adapters, in the stage's own words."""
+    from adapter.config import AdapterError, make_settings
+
+    problems = []
+    for name, section in config.adapters.items():
+        try:
+            make_settings(section.options())
+        except AdapterError as error:
+            problems.append(f"adapters.{name}: {error}")
+    return problems

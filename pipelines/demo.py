@@ -1,0 +1,158 @@
+"""``alt demo``: the whole toolkit on the drawn world, against its baselines, ending in something to look at."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import PipelineConfig, check_config
+from pipelines.errors import PipelineError, did_you_mean
+from pipelines.toyworld import TINYCLIP
+from pipelines.workflow import Layout, RunReport, Say, run_pipeline
+
+# Videos per class and split, and epochs of training.
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"videos": {"train": 2, "val": 1, "test": 1, "zeroshot": 1}, "epochs": 1, "few_epochs": 1},
+    "small": {
+        "videos": {"train": 10, "val": 3, "test": 6, "zeroshot": 6},
+        "epochs": 20,
+        "few_epochs": 30,
+    },
+    "full": {
+        "videos": {"train": 24, "val": 8, "test": 24, "zeroshot_val": 8, "zeroshot": 24},
+        "epochs": 40,
+        "few_epochs": 60,
+    },
+}
+SHOTS = 4
+MERGE = 8  # as the tiny CLIP was trained: 64 patches become 32 regions
+ALT: dict[str, Any] = {"model": "alt", "queries": "tracks", "context": "regions", "whiten_labels": True}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "zero_shot": ("CLIP, mean of frames, no training", {"model": "mean_pool"}),
+    "adapt_then_align": ("adapt-then-align (cls only)", {"model": "adapt_then_align", "whiten_labels": True}),
+    "paper": ("ALT, paper's form (pooled)", {**ALT, "queries": "aligned", "context": "pooled"}),
+    "alt_random": ("ALT, random entities (control)", {**ALT, "identities": "scrambled"}),
+    "alt": ("ALT", ALT),
+}
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """The finished demo: where it is, its table, and what ``alt run`` reported."""
+
+    out: Path
+    rows: list[list[str | float | None]]
+    report: RunReport
+
+    def text(self) -> str:
+        """The table and the next steps, for a terminal."""
+        lines = [f"{'top-1 accuracy, %':34}{'all data':>10}{f'{SHOTS}-shot':>10}{'zero-shot':>11}{'order':>8}"]
+        for name, *values in self.rows:
+            cells = [f"{value:.1f}" if isinstance(value, float) else "-" for value in values]
+            lines.append(f"{name:34}{cells[0]:>10}{cells[1]:>10}{cells[2]:>11}{cells[3]:>8}")
+        lines.append("order: of an action and the same played backwards, the right one is preferred (chance 50)")
+        lines.append(f"report: {Layout(self.out).report}")
+        lines.append(f"next: alt predict VIDEO --labels FILE --run {self.out}")
+        return "\n".join(lines)
+
+
+def run_demo(out: Path, size: str, seed: int, say: Say, force: bool = False) -> DemoResult:
+    """Draw the videos, run the pipeline, compare the models.
+
+    Raises:
+        PipelineError: an unknown size, or a package without the demo's model.
+    """
+    if size not in SIZES:
+        raise PipelineError(f"--size is '{size}'{did_you_mean(size, SIZES)}; it must be one of {', '.join(SIZES)}")
+    if not (TINYCLIP / "open_clip_model.safetensors").is_file():
+        raise PipelineError(f"the demo's model is missing from {TINYCLIP}; `python -m pipelines.toyworld.pretrain` makes it")
+    out = out.resolve()
+    draw(out, size, seed, say)
+    config = demo_config(out, size, seed)
+    report = run_pipeline(config, say, force)
+    rows = comparison(config, Layout(out), report)
+    return DemoResult(out, rows, report)
+
+
+def draw(out: Path, size: str, seed: int, say: Say) -> None:
+    """Videos, lists, captions, lexicon and tagger; what is there already stays."""
+    from pipelines.progress import bar
+    from pipelines.toyworld.lexicon import write_nltk_data
+    from pipelines.toyworld.videos import write_videos
+
+    if not (out / "nltk_data").is_dir():
+        write_nltk_data(out / "nltk_data")
+    with bar("drawing videos") as advance:
+        count = write_videos(out / "videos", seed, SIZES[size]["videos"], progress=advance)
+    say(f"videos: {count} drawn, with labels, captions and a small lexicon")
+
+
+def demo_config(out: Path, size: str, seed: int) -> PipelineConfig:
+    """The demo as a config of ``alt run``; the resolved file lies in the demo's folder."""
+    videos = out / "videos"
+    sizes = SIZES[size]
+    adapters: dict[str, Any] = {}
+    for name, (_, options) in MODELS.items():
+        trained = options["model"] != "mean_pool"
+        epochs = {"epochs": sizes["epochs"], "seed": seed} if trained else {}
+        adapters[name] = {"labels": "seen", **options, **epochs}
+        if trained:
+            few = {"epochs": sizes["few_epochs"], "seed": seed, "shots": SHOTS}
+            adapters[f"{name}-{SHOTS}shot"] = {"labels": "seen", **options, **few}
+    raw = {
+        "out": str(out),
+        "model": f"local-dir:{TINYCLIP}",
+        "nltk_data": str(out / "nltk_data"),
+        "corpus": {
+            "labels": str(videos / "all.txt"),
+            "captions": str(videos / "captions.txt"),
+            "taggers": "nltk",
+            # The tiny CLIP knows six parts of a body, and the captions name them.
+            "body_parts": False,
+        },
+        "labels": {
+            "seen": {"file": str(videos / "labels.txt")},
+            "unseen": {"file": str(videos / "unseen.txt")},
+        },
+        "alignments": {"videos": str(videos / "manifest.csv"), "frames": 8, "merge": MERGE, "top_k": 8},
+        "adapters": adapters,
+        "evaluations": [
+            {"name": "test", "labels": "seen", "split": "test"},
+            {"name": "zeroshot", "labels": "unseen", "split": "zeroshot", "adapters": list(MODELS)},
+        ],
+        "report": {"adapter": "alt", "evaluation": "test", "videos": 24},
+    }
+    return check_config(raw, out)
+
+
+def comparison(config: PipelineConfig, layout: Layout, report: RunReport) -> list[list[str | float | None]]:
+    """Rows of the table: model, supervised, few-shot, zero-shot, temporal order."""
+    rows: list[list[str | float | None]] = []
+    for name, (title, _) in MODELS.items():
+        few = report.scores.get(f"{name}-{SHOTS}shot", report.scores[name])
+        rows.append(
+            [
+                title,
+                100 * report.scores[name]["test"]["top1"],
+                100 * few["test"]["top1"],
+                100 * report.scores[name]["zeroshot"]["top1"],
+                100 * order_accuracy(layout, name),
+            ]
+        )
+    return rows
+
+
+def order_accuracy(layout: Layout, adapter: str, split: str = "test") -> float:
+    """Share of reversible test videos whose label has a higher logit than the same motion played backwards."""
+    from adapter.evaluate import open_all, score, split_videos
+    from adapter.dataset import select
+    from pipelines.toyworld.vocabulary import reversed_label
+
+    opened = open_all(layout.run(adapter), layout.alignments, layout.labels("seen"))
+    samples = select(opened.alignments, split_videos(opened.alignments, split), opened.labels).samples
+    names = list(opened.labels.labels)
+    partner = [names.index(other) if (other := reversed_label(name)) in names else -1 for name in names]
+    pairs = [sample for sample in samples if partner[sample.label] >= 0]
+    scores = score(opened, pairs)
+    own = scores.logits[range(len(pairs)), scores.truth]
+    other = scores.logits[range(len(pairs)), [partner[int(truth)] for truth in scores.truth]]
+    return float((own > other).mean())

@@ -1,0 +1,231 @@
+"""The work of each step of ``alt run``: one call into a stage, and the sentence that says what came of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import AdapterSection, EvaluationSection, LabelsSection, PipelineConfig
+from pipelines.errors import PipelineError
+from pipelines.workflow import Layout, read_scores
+
+
+def build_corpus(config: PipelineConfig, out: Path) -> str:
+    """Mine and embed the entities."""
+    from corpus_builder.build import Inputs
+    from corpus_builder.build import build_corpus as build
+    from corpus_builder.config import CorpusConfig
+
+    section = config.corpus
+    inputs = Inputs(
+        labels=section.labels,
+        captions=section.captions,
+        label_column=section.label_column,
+        caption_column=section.caption_column,
+        nltk_data=config.nltk_data,
+    )
+    mining = CorpusConfig(
+        taggers=section.taggers,
+        spacy_model=section.spacy_model,
+        strategy=section.strategy,
+        body_parts=section.body_parts,
+        min_count=section.min_count,
+    )
+    report = build(inputs, mining, config.model, config.pretrained, out, device=config.device, force=True)
+    counts = report.manifest["counts"]
+    dropped = ", ".join(f"{reason} {n}" for reason, n in counts["dropped"].items()) or "none"
+    return f"{report.manifest['entities']} entities from {counts['mentions']} mentions (dropped: {dropped})"
+
+
+def build_labels(config: PipelineConfig, section: LabelsSection, out: Path) -> str:
+    """Embed a set of class names."""
+    from corpus_builder.build import build_labels as build
+
+    report = build(
+        section.file,
+        config.model,
+        config.pretrained,
+        out,
+        label_column=section.label_column,
+        templates=section.templates or (),
+        device=config.device,
+        force=True,
+    )
+    return f"{report.manifest['counts']['labels']} classes"
+
+
+def align(config: PipelineConfig, layout: Layout, corpus: Path | None = None) -> str:
+    """Align every video; a folder made with other settings is begun anew, an unfinished one is continued.
+
+    ``corpus`` is another corpus than the layout's own.
+    """
+    corpus = corpus or layout.corpus
+    from aligner import run
+    from aligner.config import AlignConfig
+    from aligner.progress import make_progress
+
+    section = config.alignments
+    settings = AlignConfig(
+        videos=section.videos,
+        videos_root=section.videos_root,
+        corpus=corpus,
+        model=config.model,
+        pretrained=config.pretrained,
+        frames=section.frames,
+        merge=section.merge,
+        top_k=section.top_k,
+        proportional_attention=section.proportional_attention,
+        precision=section.precision,
+        videos_per_shard=section.videos_per_shard,
+        decode_workers=section.decode_workers,
+        device=config.device,
+        out=layout.alignments,
+        force=not _continues(config, layout, corpus),
+    )
+    report = run.run(settings, lambda total: make_progress(total, quiet=False))
+    if not report.complete:
+        raise PipelineError(f"alignments: {report.sentence()}")
+    return "; ".join([report.sentence(), *report.warnings])
+
+
+def _continues(config: PipelineConfig, layout: Layout, corpus_folder: Path) -> bool:
+    """Whether the folder was begun with these settings, so that its finished shards can stay."""
+    manifest = layout.alignments / "manifest.json"
+    if not manifest.is_file():
+        return True
+    had = json.loads(manifest.read_text(encoding="utf-8"))
+    corpus = json.loads((corpus_folder / "manifest.json").read_text(encoding="utf-8"))
+    section = config.alignments
+    names = ("frames", "merge", "top_k", "proportional_attention", "precision", "videos_per_shard")
+    same = all(had["config"].get(name) == getattr(section, name) for name in names)
+    return same and had["inputs"]["corpus"]["fingerprint"] == corpus["fingerprint"]
+
+
+def train(config: PipelineConfig, layout: Layout, name: str, section: AdapterSection) -> str:
+    """Train one adapter."""
+    from adapter.config import make_settings
+    from adapter.train import train as train_adapter
+
+    options = {"device": config.device, **section.options()}
+    report = train_adapter(
+        layout.alignments, layout.labels(section.labels), layout.run(name), make_settings(options), force=True
+    )
+    chosen = "" if report.best_val_top1 is None else f", validation {report.best_val_top1:.1%}"
+    return f"{report.parameters / 1e6:.2f} M parameters, best epoch {report.best_epoch}{chosen}, {report.seconds:.0f} s"
+
+
+def evaluate(config: PipelineConfig, layout: Layout, name: str, section: EvaluationSection) -> str:
+    """Score one adapter on one split."""
+    from adapter.evaluate import evaluate as evaluate_adapter
+
+    result = evaluate_adapter(
+        layout.run(name),
+        layout.alignments,
+        layout.labels(section.labels),
+        section.split,
+        section.name,
+        section.candidates,
+        section.reverse_time,
+        device=config.device,
+    )
+    return f"top-1 {result['top1']:.1%} (n = {result['n']})"
+
+
+def report(config: PipelineConfig, layout: Layout) -> str:
+    """Explain the shown predictions of an evaluation and draw the report."""
+    section = config.report
+    assert section is not None
+    evaluation = next(item for item in config.evaluations if item.name == section.evaluation)
+    run = layout.run(section.adapter)
+    return _write_report(
+        config,
+        layout,
+        run,
+        layout.labels(evaluation.labels),
+        run / f"predictions-{section.evaluation}.parquet",
+        f"{config.out.name}: {section.adapter} on {section.evaluation}",
+        section.videos,
+        [score_table(config, layout)],
+    )
+
+
+def write_predictions_report(config: PipelineConfig, run: Path, layout: Layout, predictions: Path) -> str:
+    """The report of a user's own videos, whose labels are the set ``own``."""
+    title = f"{run.name} on {config.alignments.videos_root}"
+    return _write_report(config, layout, run, layout.labels("own"), predictions, title, 40, [])
+
+
+def _write_report(
+    config: PipelineConfig,
+    layout: Layout,
+    run: Path,
+    labels: Path,
+    predictions: Path,
+    title: str,
+    videos: int,
+    tables: list[Any],
+) -> str:
+    from adapter.explain import explain, explain_to_file
+    from pipelines import report as pages
+
+    shown = pages.choose_videos(predictions, videos)
+    explanations = predictions.with_name(predictions.stem.replace("predictions", "explanations") + ".json")
+    explain_to_file(explanations, explain(run, layout.alignments, labels, shown, device=config.device))
+    root = config.alignments.videos_root or _videos_root(config.alignments.videos)
+    cards = pages.collect(
+        layout.alignments, predictions, root, explanations=explanations, video_ids=shown, limit=videos
+    )
+    manifest = json.loads((layout.alignments / "manifest.json").read_text(encoding="utf-8"))
+    out = pages.write_report(
+        layout.report,
+        title=title,
+        cards=cards,
+        tables=[*tables, *pages.summary_tables(predictions)],
+        facts=facts(manifest, layout),
+        entities=pages.load_entities(layout.alignments),
+        notices=notices(manifest),
+    )
+    return f"{out.name}, {out.stat().st_size / 1e6:.1f} MB, {len(cards)} videos"
+
+
+def _videos_root(videos: Path) -> Path:
+    return videos if videos.is_dir() else videos.parent
+
+
+def score_table(config: PipelineConfig, layout: Layout) -> Any:
+    """Top-1 of every adapter in every evaluation."""
+    from pipelines.report import Table
+
+    scores = read_scores(config, layout)
+    names = [item.name for item in config.evaluations]
+    rows: list[list[str | float | None]] = [
+        [adapter, *(_percent(found.get(name)) for name in names)] for adapter, found in scores.items()
+    ]
+    sizes = {name: result["n"] for found in scores.values() for name, result in found.items()}
+    note = "Top-1 in %. Videos: " + ", ".join(f"{name} {sizes[name]}" for name in names if name in sizes) + "."
+    return Table("Results", ["model", *names], rows, note)
+
+
+def _percent(result: dict[str, Any] | None) -> float | None:
+    return None if result is None else round(100 * result["top1"], 1)
+
+
+def facts(manifest: dict[str, Any], layout: Layout) -> dict[str, str]:
+    """What a reader needs to repeat or to doubt a report."""
+    counts, corpus = manifest["counts"], manifest["corpus"]
+    return {
+        "model": f"{manifest['model']['name']}, pretrained {manifest['model']['pretrained'] or 'in the folder'}",
+        "weights": manifest["model"]["weights_sha256"][:16],
+        "corpus": f"{corpus['entities']} entities, fingerprint {corpus['fingerprint'][:16]}",
+        "alignments": f"{manifest['videos']} videos, {manifest['frames']} frames, "
+        f"{manifest['patches']} patches merged to {manifest['regions']} regions, top-{manifest['top_k']}",
+        "plan": ", ".join(f"{name} {value}" for name, value in counts.items() if not isinstance(value, dict)),
+        "package": manifest["package"],
+        "repeat with": f"alt run {layout.config.name}",
+    }
+
+
+def notices(manifest: dict[str, Any]) -> list[str]:
+    """Warnings that a report must carry in plain sight."""
+    if manifest["model"]["random_weights"]:
+        return ["The vision-language model has random weights (--pretrained none): this shows the plumbing, nothing else."]
+    return []

@@ -1,0 +1,302 @@
+"""``alt run``: the stages in order, each skipped when nothing it depends on has changed."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.config import AdapterSection, EvaluationSection, LabelsSection, PipelineConfig
+from pipelines.ledger import Ledger, file_sha256, folder_listing, sha256_of
+
+Say = Callable[[str], None]
+CONFIG_FILE = "pipeline.yaml"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every path of a run's folder."""
+
+    root: Path
+
+    @property
+    def corpus(self) -> Path:
+        """The Corpus artifact."""
+        return self.root / "corpus"
+
+    @property
+    def alignments(self) -> Path:
+        """The Alignments artifact."""
+        return self.root / "alignments"
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.root / "report.html"
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, from which the run can be repeated."""
+        return self.root / CONFIG_FILE
+
+    def labels(self, name: str) -> Path:
+        """A Labels artifact."""
+        return self.root / "labels" / name
+
+    def run(self, adapter: str) -> Path:
+        """A Run artifact."""
+        return self.root / "runs" / adapter
+
+
+@dataclass(frozen=True)
+class Step:
+    """One skippable piece of work.
+
+    ``key`` says everything its result depends on (read when its turn comes, so that it can look at what earlier steps
+    made), ``output`` identifies what lies on disk (None when it is not there), ``work`` does it and returns a line.
+    """
+
+    name: str
+    key: Callable[[], Any]
+    output: Callable[[], str | None]
+    work: Callable[[], str]
+
+
+@dataclass
+class RunReport:
+    """What ``alt run`` did, step by step, and the scores of all evaluations."""
+
+    out: Path
+    steps: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    failed_videos: int = 0
+
+
+def run_pipeline(config: PipelineConfig, say: Say, force: bool = False, dry_run: bool = False) -> RunReport:
+    """Run all stages of a config.
+
+    A step whose options, inputs and package version are those of its last success, and whose result is unchanged, is
+    skipped. ``dry_run`` only says what would run.
+    """
+    layout, report = Layout(config.out), RunReport(config.out)
+    ledger = Ledger(config.out)
+    if not dry_run:
+        _write_config(config, layout)
+    stale = False
+    for step in steps(config, layout):
+        if dry_run:
+            # A step after one that will run sees inputs that do not exist yet.
+            current = not (force or stale) and _is_current(ledger, step)
+            stale = stale or not current
+            report.steps[step.name] = "up to date" if current else "would run"
+            say(f"{step.name}: {report.steps[step.name]}")
+            continue
+        if not force and _is_current(ledger, step):
+            report.steps[step.name] = "up to date"
+            say(f"{step.name}: up to date")
+            continue
+        say(f"{step.name} ...")
+        said = step.work()
+        output = step.output()
+        if output is None:
+            raise RuntimeError(f"{step.name} ended without its result")
+        ledger.record(step.name, sha256_of(step.key()), output)
+        report.steps[step.name] = "done"
+        say(f"{step.name}: {said}")
+    if not dry_run:
+        report.scores = read_scores(config, layout)
+        report.failed_videos = len(failed_videos(layout))
+    return report
+
+
+def _is_current(ledger: Ledger, step: Step) -> bool:
+    output = step.output()
+    return output is not None and ledger.done(step.name, sha256_of(step.key()), output)
+
+
+def steps(config: PipelineConfig, layout: Layout) -> Iterator[Step]:
+    """All steps of a config, in order."""
+    yield _corpus_step(config, layout)
+    for name, labels in config.labels.items():
+        yield _labels_step(config, layout, name, labels)
+    yield _alignments_step(config, layout)
+    for name, adapter in config.adapters.items():
+        yield _train_step(config, layout, name, adapter)
+        for evaluation in config.evaluations:
+            if evaluation.adapters is None or name in evaluation.adapters:
+                yield _evaluation_step(config, layout, name, evaluation)
+    if config.report:
+        yield _report_step(config, layout)
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """Fingerprint in an artifact's manifest, or None where there is none."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        return None
+    return str(json.loads(manifest.read_text(encoding="utf-8")).get("fingerprint"))
+
+
+def _model_key(config: PipelineConfig) -> list[Any]:
+    """Identity of the model without loading it: names, and the hash of a local weights file."""
+    local = Path(config.model.partition(":")[2]) / "open_clip_model.safetensors"
+    weights = file_sha256(local) if config.model.startswith("local-dir:") else None
+    if config.pretrained and Path(config.pretrained).is_file():
+        weights = file_sha256(Path(config.pretrained))
+    return [config.model, config.pretrained, weights]
+
+
+def _corpus_step(config: PipelineConfig, layout: Layout) -> Step:
+    section = config.corpus
+
+    def key() -> Any:
+        from corpus_builder import __version__
+
+        inputs = [file_sha256(path) for path in (section.labels, section.captions) if path]
+        nltk_data = folder_listing(config.nltk_data) if config.nltk_data else None
+        return [__version__, section.model_dump(mode="json"), inputs, _model_key(config), nltk_data]
+
+    def work() -> str:
+        from pipelines import stages
+
+        return stages.build_corpus(config, layout.corpus)
+
+    return Step("corpus", key, lambda: _fingerprint(layout.corpus), work)
+
+
+def _labels_step(config: PipelineConfig, layout: Layout, name: str, section: LabelsSection) -> Step:
+    def key() -> Any:
+        from corpus_builder import __version__
+
+        return [__version__, section.model_dump(mode="json"), file_sha256(section.file), _model_key(config)]
+
+    def work() -> str:
+        from pipelines import stages
+
+        return stages.build_labels(config, section, layout.labels(name))
+
+    return Step(f"labels/{name}", key, lambda: _fingerprint(layout.labels(name)), work)
+
+
+def _alignments_step(config: PipelineConfig, layout: Layout) -> Step:
+    section = config.alignments
+
+    def key() -> Any:
+        from aligner import __version__
+
+        videos = folder_listing(section.videos_root or section.videos)
+        return [
+            __version__,
+            section.model_dump(mode="json", exclude={"decode_workers"}),
+            videos,
+            _fingerprint(layout.corpus),
+            _model_key(config),
+        ]
+
+    def work() -> str:
+        from pipelines import stages
+
+        return stages.align(config, layout)
+
+    return Step("alignments", key, lambda: _alignments_output(layout.alignments), work)
+
+
+def _alignments_output(folder: Path) -> str | None:
+    """Identity of a complete alignments folder: its fingerprint and the hashes in all markers."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        return None
+    facts = json.loads(manifest.read_text(encoding="utf-8"))
+    markers = sorted(folder.glob("shard-*.json"))
+    if len(markers) != facts["num_shards"]:
+        return None
+    hashes = [json.loads(marker.read_text(encoding="utf-8"))["sha256"] for marker in markers]
+    return sha256_of([facts["fingerprint"], hashes])
+
+
+def _train_step(config: PipelineConfig, layout: Layout, name: str, section: AdapterSection) -> Step:
+    def key() -> Any:
+        from adapter import __version__
+
+        inputs = [_alignments_output(layout.alignments), _fingerprint(layout.labels(section.labels))]
+        return [__version__, section.options(), inputs]
+
+    def work() -> str:
+        from pipelines import stages
+
+        return stages.train(config, layout, name, section)
+
+    return Step(f"train/{name}", key, lambda: _fingerprint(layout.run(name)), work)
+
+
+def _evaluation_step(config: PipelineConfig, layout: Layout, name: str, section: EvaluationSection) -> Step:
+    run = layout.run(name)
+    files = (run / f"eval-{section.name}.json", run / f"predictions-{section.name}.parquet")
+
+    def key() -> Any:
+        from adapter import __version__
+
+        inputs = [_alignments_output(layout.alignments), _fingerprint(layout.labels(section.labels)), _fingerprint(run)]
+        return [__version__, section.model_dump(mode="json", exclude={"adapters"}), inputs]
+
+    def output() -> str | None:
+        return sha256_of([file_sha256(file) for file in files]) if all(file.is_file() for file in files) else None
+
+    def work() -> str:
+        from pipelines import stages
+
+        return stages.evaluate(config, layout, name, section)
+
+    return Step(f"evaluate/{name}/{section.name}", key, output, work)
+
+
+def _report_step(config: PipelineConfig, layout: Layout) -> Step:
+    section = config.report
+    assert section is not None
+
+    def key() -> Any:
+        from pipelines import __version__
+
+        scores = [file_sha256(path) for path in sorted(layout.root.glob("runs/*/eval-*.json"))]
+        runs = [_fingerprint(layout.run(name)) for name in config.adapters]
+        return [__version__, section.model_dump(mode="json"), _alignments_output(layout.alignments), runs, scores]
+
+    def work() -> str:
+        from pipelines import stages
+
+        return stages.report(config, layout)
+
+    def output() -> str | None:
+        return file_sha256(layout.report) if layout.report.is_file() else None
+
+    return Step("report", key, output, work)
+
+
+def read_scores(config: PipelineConfig, layout: Layout) -> dict[str, dict[str, dict[str, Any]]]:
+    """Results by adapter and evaluation, as ``adapter eval`` stored them."""
+    scores: dict[str, dict[str, dict[str, Any]]] = {}
+    for name in config.adapters:
+        for evaluation in config.evaluations:
+            file = layout.run(name) / f"eval-{evaluation.name}.json"
+            if file.is_file() and (evaluation.adapters is None or name in evaluation.adapters):
+                scores.setdefault(name, {})[evaluation.name] = json.loads(file.read_text(encoding="utf-8"))
+    return scores
+
+
+def failed_videos(layout: Layout) -> list[dict[str, str]]:
+    """Failure rows of all shards (video_id, stage, error, message)."""
+    from aligner.artifact import read_failures
+
+    markers = sorted(layout.alignments.glob("shard-*.json"))
+    return [row for shard in range(len(markers)) for row in read_failures(layout.alignments, shard)]
+
+
+def _write_config(config: PipelineConfig, layout: Layout) -> None:
+    layout.root.mkdir(parents=True, exist_ok=True)
+    partial = layout.config.with_suffix(".tmp")
+    values = config.model_dump(mode="json", exclude_none=True)
+    partial.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    os.replace(partial, layout.config)

@@ -1,0 +1,285 @@
+"""Fabricated artifacts, written straight from the contract: an Alignments folder and a Labels folder."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+DIM, FRAMES, REGIONS, TOPK, ENTITIES, PATCHES = 32, 6, 4, 3, 24, 16
+MODEL = {
+    "name": "toy",
+    "pretrained": "none",
+    "weights_sha256": "a" * 64,
+    "embed_dim": DIM,
+    "random_weights": False,
+}
+CLASSES = ["ApplyEyeMakeup", "Archery", "BabyCrawling", "bench_press", "juggling balls", "YoYo"]
+
+
+def unit(values):
+    return (values / np.linalg.norm(values, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def random_unit(seed, *shape):
+    return unit(np.random.default_rng(seed).normal(size=shape))
+
+
+@dataclass
+class ToyVideo:
+    """One video to write; ``entity`` and ``centre`` per frame and region."""
+
+    video_id: str
+    label: str | None
+    split: str | None
+    entity: np.ndarray
+    centre: np.ndarray
+    failed: bool = False
+    seed: int = 0
+    regions: int = REGIONS
+
+
+@dataclass
+class World:
+    entities: np.ndarray = field(default_factory=lambda: random_unit(7, ENTITIES, DIM))
+
+    def video(self, video_id, label, split, key, seed, moving=None):
+        """A video that shows entity ``key`` in every frame; ``moving`` +1 or -1 moves it across."""
+        rng = np.random.default_rng((seed, 1))
+        entity = rng.integers(len(CLASSES), ENTITIES, (FRAMES, REGIONS))
+        centre = rng.uniform(0.1, 0.9, (FRAMES, REGIONS, 2))
+        place = rng.integers(REGIONS)
+        entity[:, place] = key
+        if moving:
+            centre[:, place, 0] = np.linspace(0.1, 0.9, FRAMES)[::moving]
+        return ToyVideo(video_id, label, split, entity, centre, seed=seed)
+
+    def learnable(self, per_class=12, seed=0):
+        """Class c shows entity c; the labels' embeddings say nothing about it, so it must be learned."""
+        videos = []
+        for c, label in enumerate(CLASSES):
+            for i in range(per_class):
+                split = ("train", "train", "val", "test")[i % 4]
+                name = f"{label}/{i:03d}.mp4"
+                videos.append(self.video(name, label, split, c, seed * 100_000 + c * 1000 + i))
+        return videos
+
+    def directions(self, per_class=40, seed=0):
+        """Two classes that differ in temporal order alone: one entity moves right or left."""
+        videos = []
+        for step, label in ((1, "right"), (-1, "left")):
+            for i in range(per_class):
+                split = ("train", "train", "train", "test")[i % 4]
+                videos.append(
+                    self.video(f"{label}{i:03d}", label, split, 0, seed + (step + 2) * 1000 + i, step)
+                )
+        return videos
+
+
+def manifest(kind, model, extra):
+    body = {
+        "artifact": kind,
+        "schema_version": 1,
+        "package": "test 0",
+        "created": "2024-01-01T00:00:00+00:00",
+        "config": {},
+        "inputs": {},
+        "model": model,
+        "counts": {},
+        "files": {},
+        **extra,
+    }
+    body["fingerprint"] = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return body
+
+
+def write_labels(path, names, model=MODEL, seed=3, embeddings=None):
+    path.mkdir(parents=True)
+    vectors = random_unit(seed, len(names), DIM) if embeddings is None else embeddings
+    flat = pa.array(vectors.reshape(-1).astype(np.float32))
+    table = pa.table(
+        {
+            "class_id": pa.array(range(len(names)), pa.int32()),
+            "label": pa.array(names, pa.string()),
+            "name": pa.array([n.replace("_", " ") for n in names], pa.string()),
+            "embedding": pa.FixedSizeListArray.from_arrays(flat, DIM),
+        }
+    )
+    pq.write_table(table, path / "labels.parquet")
+    body = manifest("labels", model, {"names": list(names)})
+    (path / "manifest.json").write_text(json.dumps(body))
+    return path
+
+
+def rows_of(video, world):
+    """Region rows of a video as a dictionary of arrays, sorted by frame and region."""
+    rng = np.random.default_rng((video.seed, 2))
+    n = video.regions
+    shown = world.entities[video.entity[:, :n]]
+    regions = unit(shown + 0.1 * rng.normal(size=shown.shape))
+    tokens = np.concatenate([unit(regions.mean(1, keepdims=True)), regions], axis=1)
+    cosine = tokens @ world.entities.T
+    ids = np.argsort(-cosine, axis=2, kind="stable")[..., :TOPK]
+    centre = np.concatenate([np.full((FRAMES, 1, 2), 0.5), video.centre[:, :n]], axis=1)
+    frame, region = np.indices((FRAMES, n + 1))
+    rows = {
+        "frame": frame,
+        "region": region,
+        "patches": np.where(region == 0, 0, PATCHES // n),
+        "centre": centre,
+        "ids": ids,
+        "scores": np.take_along_axis(cosine, ids, 2),
+        "embedding": tokens,
+        "norm": np.full(frame.shape, 1.5),
+    }
+    return {name: values.reshape(FRAMES * (n + 1), *values.shape[2:]) for name, values in rows.items()}
+
+
+def region_table(video, world):
+    rows = rows_of(video, world)
+    n = len(rows["frame"])
+    f32 = lambda values: pa.array(values.astype(np.float32))  # noqa: E731
+    half = rows["embedding"].astype("<f2")
+    cx, cy = rows["centre"].T
+    return pa.table(
+        {
+            "video_id": pa.array([video.video_id] * n),
+            "frame_index": pa.array(rows["frame"], pa.int32()),
+            "time_s": pa.array(rows["frame"] * 0.5),
+            "region_index": pa.array(rows["region"], pa.int16()),
+            "patches": pa.array(rows["patches"], pa.int16()),
+            "cx": f32(cx),
+            "cy": f32(cy),
+            **{corner: f32(cx * 0) for corner in ("x0", "y0", "x1", "y1")},
+            "patch_map": pa.array([b"\0" * (PATCHES // 8)] * n, pa.binary(PATCHES // 8)),
+            "topk_entity": pa.FixedSizeListArray.from_arrays(
+                pa.array(rows["ids"].reshape(-1), pa.int32()), TOPK
+            ),
+            "topk_score": pa.FixedSizeListArray.from_arrays(f32(rows["scores"].reshape(-1)), TOPK),
+            "embedding": pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(2 * DIM), n, [None, pa.py_buffer(half.tobytes())]
+            ),
+            "norm": f32(rows["norm"]),
+        }
+    )
+
+
+def write_alignments(path, videos, world=None, model=MODEL, num_shards=2, per_group=5):
+    world = world or World()
+    path.mkdir(parents=True)
+    videos = sorted(videos, key=lambda v: v.video_id)
+    shard_of = {v.video_id: i * num_shards // len(videos) for i, v in enumerate(videos)}
+    plan = {
+        "video_id": pa.array([v.video_id for v in videos]),
+        "label": pa.array([v.label for v in videos], pa.string()),
+        "split": pa.array([v.split for v in videos], pa.string()),
+        "bytes": pa.array([1] * len(videos), pa.int64()),
+        "shard": pa.array([shard_of[v.video_id] for v in videos], pa.int32()),
+    }
+    pq.write_table(pa.table(plan), path / "videos.parquet")
+    entities = pa.FixedSizeListArray.from_arrays(pa.array(world.entities.reshape(-1)), DIM)
+    names = [f"entity {i}" for i in range(ENTITIES)]
+    pq.write_table(
+        pa.table({"entity_id": pa.array(range(ENTITIES), pa.int32()), "name": names, "embedding": entities}),
+        path / "entities.parquet",
+    )
+    extra = {
+        "dim": DIM,
+        "frames": FRAMES,
+        "regions": REGIONS,
+        "patches": PATCHES,
+        "grid": [4, 4],
+        "top_k": TOPK,
+        "num_shards": num_shards,
+        "videos": len(videos),
+        "config": {"frames": FRAMES, "top_k": TOPK},
+        "corpus": {"fingerprint": "c" * 64, "entities": ENTITIES, "model": model},
+    }
+    body = manifest("alignments", model, extra)
+    (path / "manifest.json").write_text(json.dumps(body))
+    for shard in range(num_shards):
+        members = [v for v in videos if shard_of[v.video_id] == shard]
+        write_shard(path, shard, members, world, body["fingerprint"], per_group)
+    return path
+
+
+def write_shard(path, shard, members, world, fingerprint, per_group):
+    good = [v for v in members if not v.failed]
+    file, index = path / f"shard-{shard:05d}.parquet", {}
+    tables = [region_table(v, world) for v in good]
+    schema = region_table(World().video("x", "x", None, 0, 0), world).schema
+    with pq.ParquetWriter(file, schema, use_dictionary=["video_id"], write_page_checksum=True) as writer:
+        for group, start in enumerate(range(0, len(good), per_group)):
+            offset = 0
+            for video, table in zip(
+                good[start : start + per_group], tables[start : start + per_group], strict=True
+            ):
+                index[video.video_id] = {"row_group": group, "offset": offset, "rows": len(table)}
+                offset += len(table)
+            writer.write_table(pa.concat_tables(tables[start : start + per_group]).combine_chunks())
+    failures = {
+        "video_id": pa.array([v.video_id for v in members if v.failed], pa.string()),
+        "stage": pa.array(["decode" for v in members if v.failed], pa.string()),
+        "error": pa.array(["truncated" for v in members if v.failed], pa.string()),
+        "message": pa.array(["" for v in members if v.failed], pa.string()),
+    }
+    pq.write_table(pa.table(failures), path / f"failures-{shard:05d}.parquet")
+    marker = {
+        "shard": shard,
+        "fingerprint": fingerprint,
+        "rows": sum(map(len, tables)),
+        "bytes": file.stat().st_size,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "videos": index,
+        "counts": {"planned": len(members), "ok": len(good), "failed": len(members) - len(good)},
+    }
+    (path / f"shard-{shard:05d}.json").write_text(json.dumps(marker))
+
+
+@dataclass
+class Toy:
+    """What tests use: constants, and writers of artifacts."""
+
+    world: World
+    classes: tuple = tuple(CLASSES)
+    dim: int = DIM
+    frames: int = FRAMES
+    regions: int = REGIONS
+    topk: int = TOPK
+    model: dict = field(default_factory=lambda: dict(MODEL))
+    write_alignments = staticmethod(write_alignments)
+    write_labels = staticmethod(write_labels)
+    rows_of = staticmethod(rows_of)
+    replace = staticmethod(replace)
+
+
+@pytest.fixture(scope="session")
+def toy() -> Toy:
+    return Toy(World())
+
+
+@pytest.fixture(scope="session")
+def learnable(tmp_path_factory, toy) -> Path:
+    """Alignments of the learnable toy set: 72 videos, 6 classes, three splits."""
+    return toy.write_alignments(tmp_path_factory.mktemp("data") / "alignments", toy.world.learnable())
+
+
+@pytest.fixture(scope="session")
+def label_set(tmp_path_factory, toy) -> Path:
+    return toy.write_labels(tmp_path_factory.mktemp("data") / "labels", toy.classes)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, learnable, label_set) -> Path:
+    """A small run on the learnable set."""
+    from adapter.config import make_settings
+    from adapter.train import train
+
+    out = tmp_path_factory.mktemp("runs") / "run"
+    settings = make_settings({"blocks": 1, "epochs": 12, "lr": 2e-3, "batch_size": 8, "device": "cpu"})
+    train(learnable, label_set, out, settings)
+    return out

@@ -1,0 +1,103 @@
+import json
+
+import numpy as np
+import pytest
+
+from adapter.alignments import open_alignments
+from adapter.config import AdapterError
+
+
+def test_rows_come_back_in_their_places(tmp_path, toy):
+    videos = toy.world.learnable(per_class=3)
+    videos[0].regions = toy.regions - 1
+    opened = open_alignments(toy.write_alignments(tmp_path / "a", videos, per_group=2))
+    assert (opened.dim, opened.frames, opened.tokens) == (toy.dim, toy.frames, toy.regions + 1)
+    for made in videos:
+        (read,) = opened.read([made.video_id])
+        rows = toy.rows_of(made, toy.world)
+        place = rows["frame"], rows["region"]
+        np.testing.assert_array_equal(read.embeddings[place], rows["embedding"].astype(np.float16))
+        np.testing.assert_array_equal(read.topk_entity[place], rows["ids"])
+        np.testing.assert_allclose(read.geometry[place][:, :2], rows["centre"], rtol=1e-6)
+        assert read.mask.sum() == len(rows["frame"])
+        assert read.mask[place].all()
+        np.testing.assert_array_equal(read.times, np.arange(toy.frames) * 0.5)
+
+
+def test_area_share_sums_to_one_over_regions_and_cls_is_the_whole_frame(learnable):
+    opened = open_alignments(learnable)
+    (video,) = opened.read([opened.plan[0].video_id])
+    np.testing.assert_allclose(video.geometry[:, 1:, 2].sum(1), 1)
+    np.testing.assert_array_equal(video.geometry[:, 0], [[0.5, 0.5, 1.0]] * opened.frames)
+
+
+def test_few_row_groups_stay_in_memory(learnable):
+    opened = open_alignments(learnable)
+    opened.keep = 2
+    assert len(list(opened.read(opened.index))) == len(opened.plan)
+    assert len(opened._groups) == 2
+
+
+def test_incomplete_alignments_name_the_shards_and_the_command(tmp_path, toy):
+    path = toy.write_alignments(tmp_path / "a", toy.world.learnable(4), num_shards=3)
+    (path / "shard-00001.json").unlink()
+    with pytest.raises(AdapterError, match=r"1 of 3 shards are not done \(1\); run `aligner run .*--out"):
+        open_alignments(path)
+
+
+def test_shards_of_other_settings_are_refused(tmp_path, toy):
+    path = toy.write_alignments(tmp_path / "a", toy.world.learnable(2))
+    marker = json.loads((path / "shard-00000.json").read_text())
+    (path / "shard-00000.json").write_text(json.dumps({**marker, "fingerprint": "old"}))
+    with pytest.raises(AdapterError, match="some shards .* come from other settings"):
+        open_alignments(path)
+
+
+def test_a_planned_video_that_is_nowhere_is_noticed(tmp_path, toy):
+    path = toy.write_alignments(tmp_path / "a", toy.world.learnable(2))
+    marker = json.loads((path / "shard-00000.json").read_text())
+    lost = next(iter(marker["videos"]))
+    del marker["videos"][lost]
+    (path / "shard-00000.json").write_text(json.dumps(marker))
+    with pytest.raises(AdapterError, match="1 planned videos are neither aligned nor failed"):
+        open_alignments(path)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "marker"])
+def test_damage_is_noticed_by_what_is_read(tmp_path, toy, damage):
+    path = toy.write_alignments(tmp_path / "a", toy.world.learnable(2))
+    shard, marker = path / "shard-00000.parquet", path / "shard-00000.json"
+    data = bytearray(shard.read_bytes())
+    if damage == "flip":
+        video = open_alignments(path).plan[0].video_id
+        needle = next(open_alignments(path).read([video])).embeddings[0, 0].tobytes()
+        data[data.index(needle) + 3] ^= 0xFF
+    shard.write_bytes(data[: len(data) // 2] if damage == "truncate" else data)
+    if damage == "marker":
+        content = json.loads(marker.read_text())
+        for slot in content["videos"].values():
+            slot["offset"] += 1
+        marker.write_text(json.dumps(content))
+    opened = open_alignments(path)
+    with pytest.raises(AdapterError, match="shard 0 of .* is damaged: .*run `aligner verify"):
+        list(opened.read(opened.index))
+
+
+@pytest.mark.parametrize(
+    "file", ["manifest.json", "videos.parquet", "entities.parquet", "failures-00000.parquet"]
+)
+def test_missing_files_say_which_and_what_to_run(tmp_path, toy, file):
+    path = toy.write_alignments(tmp_path / "a", toy.world.learnable(2))
+    (path / file).unlink()
+    with pytest.raises(AdapterError, match=f"{file}.*`aligner "):
+        open_alignments(path)
+
+
+def test_another_artifact_or_a_newer_version_is_refused(tmp_path, toy, label_set):
+    with pytest.raises(AdapterError, match="needs the alignments artifact, found 'labels'"):
+        open_alignments(label_set)
+    path = toy.write_alignments(tmp_path / "a", toy.world.learnable(2))
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 2}))
+    with pytest.raises(AdapterError, match="has schema version 2, this adapter .* reads up to 1"):
+        open_alignments(path)

@@ -1,0 +1,116 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from adapter.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ["--epochs", "1", "--blocks", "1", "--device", "cpu"]
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def data(learnable, label_set):
+    return "--alignments", learnable, "--labels", label_set
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["predict"], ["explain"]])
+def test_help_is_quick_and_never_imports_torch(command):
+    code = (
+        f"import sys; sys.argv = ['adapter', *{command!r}, '--help']\n"
+        "from adapter.cli import app\n"
+        "try: app()\nexcept SystemExit as e: assert e.code == 0\n"
+        "bad = [m for m in ('torch', 'pandas', 'pyarrow', 'numpy') if m in sys.modules]\n"
+        "assert not bad, bad"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+def test_train_eval_predict_explain_in_a_row(tmp_path, data):
+    run = tmp_path / "run"
+    done = call("train", *data, "--out", run, *QUICK, "--queries", "tracks", "--set", "tracks=4")
+    assert done.exit_code == 0, done.output
+    assert "M parameters" in done.output and "trained on 36 of 36 videos, 6 classes" in done.output
+    assert json.loads((run / "config.json").read_text())["tracks"] == 4
+    done = call("eval", run, *data, "--device", "cpu")
+    assert done.exit_code == 0 and "(n = 18, 6 classes)" in done.output
+    assert (run / "eval-test.json").is_file() and (run / "predictions-test.parquet").is_file()
+    done = call("eval", run, *data, "--split", "all", "--json", "--reverse-time", "--name", "back")
+    assert json.loads(done.output)["n"] == 72
+    assert "54 of these videos trained the model" in call("eval", run, *data, "--split", "all").output
+    done = call("predict", run, *data, "--out", tmp_path / "p.csv")
+    assert done.exit_code == 0 and "72 of 72 videos predicted, 0 failed" in done.output
+    done = call("explain", run, *data, "--out", tmp_path / "e.json", "--max-videos", "2", "--attention")
+    assert done.exit_code == 0 and len(json.loads((tmp_path / "e.json").read_text())) == 2
+
+
+def test_a_run_can_be_repeated_from_its_config(tmp_path, data):
+    assert call("train", *data, "--out", tmp_path / "a", *QUICK, "--lr", "0.002", "--quiet").exit_code == 0
+    again = call("train", *data, "--out", tmp_path / "b", "--config", tmp_path / "a/config.json", "--json")
+    assert json.loads(again.output)["best_epoch"] in (0, 1)
+    assert (tmp_path / "a/last.safetensors").read_bytes() == (tmp_path / "b/last.safetensors").read_bytes()
+
+
+def assert_friendly(done, *words):
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.output
+    for word in words:
+        assert word in done.stderr
+
+
+def test_option_typos(tmp_path, data):
+    out = "--out", tmp_path / "r"
+    assert_friendly(call("train", *data, *out, "--set", "bloks=2"), "unknown option 'bloks'", "'blocks'")
+    assert_friendly(call("train", *data, *out, "--queries", "trakcs"), "did you mean 'tracks'?")
+    (tmp_path / "c.toml").write_text("epochz = 3")
+    assert_friendly(call("train", *data, *out, "--config", tmp_path / "c.toml"), "did you mean 'epochs'?")
+    assert not (tmp_path / "r").exists()
+
+
+def test_bad_inputs(tmp_path, toy, learnable, label_set):
+    def refused(alignments, labels, *words):
+        out = tmp_path / "r"
+        assert_friendly(
+            call("train", "--alignments", alignments, "--labels", labels, "--out", out, *QUICK), *words
+        )
+
+    empty = toy.write_labels(tmp_path / "empty", [])
+    refused(learnable, empty, "is empty")
+    strange = toy.write_labels(tmp_path / "strange", ["cooking", "sleeping"])
+    refused(learnable, strange, "no usable video", "Archery", "cooking", "corpus-builder labels")
+    other = toy.write_labels(tmp_path / "other", toy.classes, model={**toy.model, "weights_sha256": "b" * 64})
+    refused(learnable, other, "another model", "weights bbbbbbbbbbbb", "corpus-builder labels")
+    partial = toy.write_alignments(tmp_path / "partial", toy.world.learnable(2))
+    (partial / "shard-00001.json").unlink()
+    refused(partial, label_set, "1 of 2 shards are not done", "aligner run")
+    refused(tmp_path / "nowhere", label_set, "found no manifest.json", "aligner run")
+    unlabelled = toy.world.learnable(2)
+    for video in unlabelled:
+        video.label = None
+    path = toy.write_alignments(tmp_path / "unlabelled", unlabelled)
+    refused(path, label_set, "no usable video", "'unlabelled': ")
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_existing_run_needs_force(tmp_path, data):
+    arguments = "train", *data, "--out", tmp_path / "r", *QUICK, "--quiet"
+    assert call(*arguments).exit_code == 0
+    assert_friendly(call(*arguments), "is not empty", "--force")
+    assert call(*arguments, "--force").exit_code == 0
+
+
+def test_random_weights_are_said_aloud(tmp_path, toy):
+    model = {**toy.model, "random_weights": True}
+    alignments = toy.write_alignments(tmp_path / "a", toy.world.learnable(4), model=model)
+    labels = toy.write_labels(tmp_path / "l", toy.classes, model=model)
+    done = call("train", "--alignments", alignments, "--labels", labels, "--out", tmp_path / "r", *QUICK)
+    assert "random weights; these figures mean nothing" in done.output

@@ -1,0 +1,55 @@
+import json
+
+import pytest
+
+from adapter.config import AdapterError, ModelConfig, make_settings, parse_assignments, read_config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch": 3}, "unknown option 'epoch' (did you mean 'epochs'?)"),
+        ({"queries": "aligend"}, "queries is 'aligend'; it must be one of .* (did you mean 'aligned'?)"),
+        ({"recipe": "papr"}, "recipe is 'papr'.*(did you mean 'paper'?)"),
+        ({"blocks": 0}, "blocks is 0; it must be at least 1"),
+        ({"blocks": "many"}, "blocks is 'many'; it must be a int"),
+        ({"blocks": 1.5}, "blocks is '1.5'; it must be a int"),
+        ({"kernel": 4}, "kernel is 4; it must be odd"),
+        ({"learn_scale": "perhaps"}, "learn_scale is 'perhaps'; it must be a bool"),
+        ({"whiten_labels": True, "residual": "cls"}, "whiten_labels moves labels away"),
+        ({"val_fraction": 2}, "val_fraction is 2.0; it must be between 0 and 1"),
+        ({"queries": "learned", "identities": "permuted"}, "has no effect with queries=learned"),
+    ],
+)
+def test_bad_values_name_the_option(values, message):
+    with pytest.raises(AdapterError, match=message.replace("(did", r"\(did").replace("?)", r"\?\)")):
+        make_settings(values)
+
+
+def test_recipe_is_overridden_by_explicit_values():
+    paper = make_settings({"recipe": "paper", "lr": 1.0})
+    assert (paper.model.context, paper.train.batch_size, paper.train.lr) == ("pooled", 256, 1.0)
+    assert make_settings().model.context == "regions"
+
+
+def test_random_and_shuffled_are_short_for_aligned_with_other_identities():
+    assert ModelConfig(queries="random") == ModelConfig(identities="permuted")
+    assert ModelConfig(queries="shuffled") == ModelConfig(identities="shuffled")
+
+
+def test_stored_config_gives_the_same_settings(tmp_path):
+    settings = make_settings({"recipe": "paper", "queries": "random", "blocks": 2, "whiten_labels": "yes"})
+    (tmp_path / "config.json").write_text(json.dumps(settings.flat()))
+    assert make_settings(read_config(tmp_path / "config.json")) == settings
+
+
+def test_config_files_in_toml_and_their_errors(tmp_path):
+    (tmp_path / "a.toml").write_text('queries = "tracks"\nlr = 1e-4\n')
+    assert make_settings(read_config(tmp_path / "a.toml")).model.queries == "tracks"
+    (tmp_path / "b.toml").write_text("queries = \n")
+    with pytest.raises(AdapterError, match="b.toml is not valid toml"):
+        read_config(tmp_path / "b.toml")
+    with pytest.raises(AdapterError, match="no config file"):
+        read_config(tmp_path / "c.toml")
+    with pytest.raises(AdapterError, match="--set got 'blocks'"):
+        parse_assignments(["blocks"])

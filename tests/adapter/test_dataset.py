@@ -1,0 +1,118 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapter.alignments import open_alignments
+from adapter.config import AdapterError
+from adapter.dataset import (
+    Sample,
+    VideoDataset,
+    draw_shots,
+    hold_out,
+    select,
+    split_videos,
+    train_and_val,
+    windowed_order,
+)
+from adapter.labels import open_labels
+
+
+def samples_of(opened):
+    return [Sample(video.video_id, i) for i, video in enumerate(opened.plan)]
+
+
+def test_batches_hold_every_video_once_with_its_own_content(learnable):
+    opened = open_alignments(learnable)
+    dataset = VideoDataset(opened, samples_of(opened))
+    batches = list(dataset.batches(range(len(dataset)), 10))
+    assert [len(b.label) for b in batches] == [10] * 7 + [2]
+    assert torch.cat([b.label for b in batches]).tolist() == list(range(72))
+    (video,) = opened.read([opened.plan[11].video_id])
+    np.testing.assert_array_equal(batches[1].embeddings[1].numpy(), video.embeddings.astype(np.float32))
+    assert batches[1].embeddings.dtype == torch.float32
+
+
+def test_memory_does_not_change_content(learnable):
+    opened = open_alignments(learnable)
+    kept, streamed = (VideoDataset(opened, samples_of(opened), gb) for gb in (1.0, 0.0))
+    assert kept.cached and not streamed.cached
+    for i in (3, 70, 3):
+        np.testing.assert_array_equal(kept[i][0].embeddings, streamed[i][0].embeddings)
+
+
+@pytest.mark.parametrize("gb", [0.0, 1.0])
+def test_epoch_order_is_a_seeded_permutation(learnable, gb):
+    opened = open_alignments(learnable)
+    dataset = VideoDataset(opened, samples_of(opened), gb)
+    orders = [dataset.epoch_order(seed, epoch) for seed, epoch in ((0, 1), (0, 1), (0, 2), (1, 1))]
+    assert all(sorted(order) == list(range(72)) for order in orders)
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2] and orders[0] != orders[3]
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(1, 4), st.integers(0, 5))
+def test_windowed_order_opens_each_group_once(groups, window, seed):
+    order = windowed_order([(0, g) for g in groups], np.random.default_rng(seed), window)
+    assert sorted(order) == list(range(len(groups)))
+    met = [groups[i] for i in order]
+    for group in set(groups):
+        first, last = met.index(group), len(met) - 1 - met[::-1].index(group)
+        assert len(set(met[first : last + 1])) <= window
+
+
+def test_reversing_twice_is_the_identity_and_once_flips_content_not_time(learnable):
+    opened = open_alignments(learnable)
+    batch = next(VideoDataset(opened, samples_of(opened)).batches([0, 1], 2))
+    back = batch.reversed()
+    assert torch.equal(back.embeddings, batch.embeddings.flip(1))
+    assert torch.equal(back.times, batch.times)
+    assert torch.equal(back.reversed().geometry, batch.geometry)
+
+
+def test_every_planned_video_is_accounted_for(tmp_path, toy):
+    videos = toy.world.learnable(4)
+    videos[0].failed = True
+    videos[1].label = None
+    videos[2].label = "no such label"
+    opened = open_alignments(toy.write_alignments(tmp_path / "a", videos))
+    labels = open_labels(toy.write_labels(tmp_path / "l", toy.classes))
+    chosen = select(opened, opened.plan, labels)
+    assert chosen.counts() == {"planned": 24, "ok": 21, "failed": 1, "unlabelled": 1, "unknown_label": 1}
+
+
+def test_splits(learnable):
+    opened = open_alignments(learnable)
+    train, val = train_and_val(opened, "train", "val", 0.1)
+    assert {v.split for v in train} == {"train"} and {v.split for v in val} == {"val"}
+    with pytest.raises(AdapterError, match=r"--split tets: .* has no such split \(it has test, train, val\)"):
+        split_videos(opened, "tets")
+    train, val = train_and_val(opened, "train", "missing", 0.5)
+    assert {v.split for v in train + val} == {"train"} and len(train) == len(val) == 18
+
+
+def test_hold_out_is_stratified_and_independent_of_order(tmp_path, toy):
+    videos = toy.world.learnable(10)
+    for video in videos:
+        video.split = None
+    opened = open_alignments(toy.write_alignments(tmp_path / "a", videos))
+    train, val = train_and_val(opened, "train", "val", 0.2)
+    assert Counter(v.label for v in val) == dict.fromkeys(toy.classes, 2)
+    assert len(train) + len(val) == 60
+    again = hold_out(opened.plan[::-1], 0.2)[1]
+    assert {v.video_id for v in again} == {v.video_id for v in val}
+    with pytest.raises(AdapterError, match="no video names one"):
+        split_videos(opened, "test")
+
+
+@given(st.lists(st.integers(0, 4), max_size=40), st.integers(1, 5), st.integers(0, 3))
+def test_shots_draw_at_most_k_of_each_class(labels, shots, seed):
+    samples = [Sample(f"v{i}", label) for i, label in enumerate(labels)]
+    drawn = draw_shots(samples, shots, seed)
+    have, kept = Counter(labels), Counter(sample.label for sample in drawn)
+    assert kept == {label: min(n, shots) for label, n in have.items()}
+    assert drawn == draw_shots(samples[::-1], shots, seed)
+    assert set(drawn) <= set(samples)

@@ -1,0 +1,180 @@
+"""The commands as users and scripts call them: exit codes, messages, bad input, quick help."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import pytest
+from typer.testing import CliRunner, Result
+
+from aligner import artifact
+from aligner.cli import app
+from aligner.config import AlignConfig, AlignerError, array_share
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """``aligner ARGS...`` in this process."""
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+    return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+@pytest.fixture
+def options(clips: Path, tiny_corpus: Path, tiny_clip: str, tmp_path: Path) -> list[object]:
+    given = ["--videos", clips, "--corpus", tiny_corpus, "--model", tiny_clip, "--out", tmp_path / "out"]
+    return [*given, *"--frames 2 --merge 2 --top-k 4 --device cpu --quiet".split()]
+
+
+def test_help_is_quick_and_light() -> None:
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom aligner.cli import app\n"
+        "for command in ['', 'run', 'plan', 'status', 'verify', 'inspect']:\n"
+        "    result = CliRunner().invoke(app, [*command.split(), '--help'])\n"
+        "    assert result.exit_code == 0 and 'Usage' in result.output, result.output\n"
+        "heavy = {'torch', 'av', 'pandas', 'pyarrow', 'numpy', 'open_clip', 'faiss'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_bad_input_matrix_through_a_real_process(
+    options: list, make_video: Callable, make_audio: Callable, aligner: Callable, tmp_path: Path
+) -> None:
+    root = tmp_path / "videos"
+    make_video(root / "good.mp4", 9)
+    make_audio(root / "audio.mp4")
+    (root / "empty.mp4").touch()
+    (root / "text.mp4").write_text("not a video\n" * 50)
+    whole = make_video(root / "whole.avi", 80).read_bytes()
+    (root / "truncated.avi").write_bytes(whole[: len(whole) // 2])
+    (root / "whole.avi").unlink()
+    with av.open(str(root / "zero.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        container.start_encoding()
+    names = ["good.mp4", "audio.mp4", "empty.mp4", "text.mp4", "truncated.avi", "zero.avi", "missing.mp4"]
+    manifest = root / "list.txt"
+    manifest.write_text("\n".join(names))
+    options[1] = manifest
+    result = aligner("run", *options, "--json")
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    report = json.loads(result.stdout)
+    assert (report["planned"], report["ok"], report["failed"]) == (7, 1, 6)
+    assert report["failures_by_stage"] == {"open": 6}
+    rows = artifact.read_failures(tmp_path / "out", 0)
+    assert {row["video_id"]: row["error"] for row in rows} == {
+        "audio.mp4": "no_video",
+        "empty.mp4": "empty",
+        "missing.mp4": "missing",
+        "text.mp4": "unreadable",
+        "truncated.avi": "truncated",
+        "zero.avi": "no_frames",
+    }
+    assert not any(str(tmp_path) in row["message"] for row in rows)
+
+
+def test_run_status_verify_inspect(call: Callable, options: list, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert call("verify", out).exit_code == 1
+    planned = call("plan", *[option for option in options if option not in ("--quiet", "--device", "cpu")])
+    assert planned.exit_code == 0 and "7 videos" in planned.stdout, planned.output
+    assert "shards: 1 todo" in call("status", out).stdout
+    unfinished = call("verify", out)
+    assert unfinished.exit_code == 1 and "not done" in unfinished.stderr
+    first = call("run", *options)
+    assert first.exit_code == 0 and "7 videos, 7 ok, 0 failed" in first.stdout, first.output
+    assert "nothing to do" in call("run", *options).stdout
+    assert call("verify", out).stdout == "ok\n"
+    assert json.loads(call("verify", out, "--json").stdout) == {"problems": []}
+    assert json.loads(call("status", out, "--json").stdout)["shards"] == {"done": 1}
+    assert "entities: top 4 of 40" in call("inspect", out).stdout
+    shown = call("inspect", out, "run/0.mp4", "--regions", 2)
+    assert shown.stdout.count("whole frame") == 2 and shown.stdout.count("patches)") == 4
+    assert len(json.loads(call("inspect", out, "run/0.mp4", "--regions", 1, "--json").stdout)) == 4
+
+
+def test_dry_run_loads_and_writes_nothing(call: Callable, clips: Path, tmp_path: Path) -> None:
+    (clips / "notes.md").touch()
+    result = call("plan", "--videos", clips, "--videos-per-shard", 3, "--dry-run", "--json")
+    (clips / "notes.md").unlink()
+    counts = json.loads(result.stdout)
+    assert (counts["videos"], counts["shards"], counts["ignored"]) == (7, 3, {".md": 1})
+    assert call("plan", "--videos", clips).exit_code == 1
+
+
+def refused(result: Result, *words: str) -> None:
+    assert result.exit_code == 1, result.output
+    assert result.stderr.startswith("error: ") and "Traceback" not in result.output
+    for word in words:
+        assert word in result.stderr
+
+
+def test_a_corpus_of_another_model(call: Callable, options: list, other_clip: str) -> None:
+    options[5] = other_clip
+    refused(call("run", *options), "made with another model", "corpus-builder build --labels FILE --model")
+
+
+def test_changed_settings(call: Callable, options: list) -> None:
+    assert call("run", *options).exit_code == 0
+    refused(call("run", *options, "--frames", 3), "config.frames: got 3, expected 2", "--force")
+    assert call("run", *options, "--frames", 3, "--force").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--merge", -1], "--merge must be at least 0, got -1"),
+        (["--frames", 0], "--frames must be at least 1"),
+        (["--top-k", 99], "--top-k 99 needs at least 99 entities, the corpus has 40"),
+        (["--precision", "fp8"], "--precision must be one of fp32, bf16"),
+        (["--device", "gpu"], "--device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        (["--num-shards", 2], "--num-shards and --shard-index go together; --shard-index is missing"),
+        (["--num-shards", 2, "--shard-index", 2], "--shard-index must be below --num-shards 2, got 2"),
+        (["--pretrained", "openai"], "--pretrained must be omitted"),
+        (["--videos", "nowhere"], "--videos nowhere does not exist"),
+        (["--corpus", "nowhere"], "--corpus nowhere needs manifest.json"),
+    ],
+)
+def test_bad_options_are_one_clear_error(call: Callable, options: list, change: list, message: str) -> None:
+    refused(call("run", *options, *change), message)
+
+
+def test_an_out_that_cannot_be_written(call: Callable, options: list, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    refused(call("run", *options), "out")
+
+
+def test_wrong_usage_is_not_mistaken_for_failed_videos(call: Callable) -> None:
+    for args in (["run"], ["run", "--bogus"], ["runn"], []):
+        result = call(*args)
+        assert result.exit_code == 1 and "Traceback" not in result.output
+
+
+def test_shares_of_an_array() -> None:
+    def slurm(
+        task: int, count: int, first: int = 0, last: int | None = None, step: int = 1
+    ) -> tuple[int, int]:
+        last = first + (count - 1) * step if last is None else last
+        names = {"ID": task, "COUNT": count, "MIN": first, "MAX": last, "STEP": step}
+        return array_share(None, None, {f"SLURM_ARRAY_TASK_{name}": str(n) for name, n in names.items()})
+
+    assert array_share(None, None, {}) == (1, 0)
+    assert array_share(4, 3, {"SLURM_ARRAY_TASK_ID": "9"}) == (4, 3)
+    assert slurm(0, 4) == (4, 0) and slurm(4, 4, first=1) == (4, 3) and slurm(6, 4, step=2) == (4, 3)
+    # Resubmitting tasks 3 and 7 of a larger array must not look like an array of two.
+    with pytest.raises(AlignerError, match="give --num-shards and --shard-index"):
+        slurm(7, 2, first=3, last=7)
+
+
+def test_config_is_checked_and_frozen() -> None:
+    config = AlignConfig(Path("v"), Path("c"), "ViT-B-16", "none")
+    assert (config.frames, config.merge, config.top_k, config.proportional_attention) == (8, 8, 16, True)
+    with pytest.raises(AttributeError):
+        config.frames = 9

@@ -1,0 +1,242 @@
+"""The encoder equals open_clip without merging, keeps its promises with it, and refuses what it cannot do."""
+
+import open_clip
+import pytest
+import torch
+from open_clip.transformer import VisionTransformer
+from PIL import Image
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from aligner.config import AlignerError
+from aligner.encoder import ClipRegionEncoder, attention, load_clip, supported_tower, weights_sha256
+
+TEXT = {"context_length": 77, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
+
+
+def clip(vision: dict, quick_gelu: bool = False, seed: int = 0) -> nn.Module:
+    """A random CLIP with the given image tower and hardly any text tower."""
+    torch.manual_seed(seed)
+    model = open_clip.CLIP(32, vision, TEXT, quick_gelu=quick_gelu).eval()
+    open_clip.model.set_model_preprocess_cfg(
+        model, {**open_clip.transform.PreprocessCfg().__dict__, "size": vision["image_size"]}
+    )
+    return model
+
+
+def small(**changes: object) -> dict:
+    vision = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8}
+    return vision | changes
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(clip(small()), id="plain"),
+        pytest.param(clip(small(), quick_gelu=True), id="quick-gelu"),
+        pytest.param(clip(small(ls_init_value=0.3)), id="layer-scale"),
+        pytest.param(clip(small(no_ln_pre=True, final_ln_after_pool=True)), id="norms"),
+        pytest.param(clip(small(image_size=(32, 48))), id="not-square"),
+        pytest.param(clip(small(patch_dropout=0.5)), id="patch-dropout"),
+    ],
+)
+def test_without_merging_cls_equals_encode_image(model: nn.Module) -> None:
+    height, width = model.visual.image_size
+    pixels = torch.randn(4, 3, height, width)
+    with torch.no_grad():
+        wanted = model.encode_image(pixels)
+    got = ClipRegionEncoder(model, 0)(pixels)
+    assert (got.embeddings[:, 0] - wanted).abs().max() < 1e-5
+    assert torch.equal(got.source, torch.arange(1, got.embeddings.shape[1]).expand(4, -1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16"])
+def test_without_merging_published_models_equal_encode_image(name: str) -> None:
+    model, info = load_clip(name, "none")
+    assert info["random_weights"] and info["embed_dim"] == 512
+    pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = model.encode_image(pixels)
+    got = ClipRegionEncoder(model, 0)(pixels).embeddings
+    assert (got[:, 0] - wanted).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("vision", "tokens"),
+    [
+        ({"image_size": 224, "patch_size": 16, "layers": 12}, 101),
+        ({"image_size": 224, "patch_size": 14, "layers": 24}, 65),
+    ],
+)
+def test_token_counts_and_sizes(vision: dict, tokens: int) -> None:
+    model = clip({"width": 16, "head_width": 8, **vision})
+    encoder = ClipRegionEncoder(model, 8)
+    encoded = encoder(torch.randn(2, 3, 224, 224))
+    assert encoded.embeddings.shape == (2, tokens, 32)
+    assert encoder.regions == tokens - 1
+    assert torch.equal(encoded.sizes.sum(1), torch.full((2,), encoder.patches + 1.0))
+    assert torch.equal(encoded.sizes[:, 0], torch.ones(2))
+    for frame in range(2):
+        counted = torch.bincount(encoded.source[frame], minlength=tokens)[1:]
+        assert torch.equal(counted.float(), encoded.sizes[frame, 1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "merge", "gmacs"),
+    [("ViT-B-16", 8, 13.10), ("ViT-L-14", 8, 49.86), ("ViT-B-16", 0, 17.56), ("ViT-L-14", 0, 81.01)],
+)
+def test_cost_per_frame(name: str, merge: int, gmacs: float) -> None:
+    config = open_clip.get_model_config(name)
+    # The meta device computes nothing and, unlike the CPU, lets the counter see the attention products.
+    with torch.device("meta"):
+        model = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], TEXT)
+        open_clip.model.set_model_preprocess_cfg(model, {"size": 224, "mean": (0.5,) * 3, "std": (0.5,) * 3})
+        encoder = ClipRegionEncoder(model, merge, device="meta")
+        pixels = torch.empty(1, 3, 224, 224)
+    with FlopCounterMode(display=False) as counter:
+        encoder(pixels)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(gmacs, rel=0.01)
+
+
+def test_size_weighted_attention_equals_attention_to_copies() -> None:
+    torch.manual_seed(0)
+    attn = nn.MultiheadAttention(16, 4, batch_first=True).double()
+    x, sizes = torch.randn(1, 5, 16, dtype=torch.float64), torch.tensor([[1.0, 3, 1, 2, 4]])
+    copies = x.repeat_interleave(sizes[0].long(), dim=1)
+    wanted = attn(x, copies, copies, need_weights=False)[0]
+    torch.testing.assert_close(attention(attn, x, sizes.double())[0], wanted)
+
+
+def test_metric_is_the_keys_averaged_over_heads() -> None:
+    torch.manual_seed(0)
+    attn = nn.MultiheadAttention(16, 4, batch_first=True)
+    nn.init.normal_(attn.in_proj_bias)
+    x = torch.randn(2, 5, 16)
+    keys = x @ attn.in_proj_weight[16:32].T + attn.in_proj_bias[16:32]
+    wanted = torch.stack([keys[..., 4 * h : 4 * h + 4] for h in range(4)]).mean(0)
+    torch.testing.assert_close(attention(attn, x)[1], wanted)
+
+
+def test_frames_do_not_see_each_other() -> None:
+    encoder = ClipRegionEncoder(clip(small()), 2)
+    pixels = torch.randn(5, 3, 32, 32)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    straight, permuted = encoder(pixels), encoder(pixels[order])
+    torch.testing.assert_close(permuted.embeddings, straight.embeddings[order])
+    assert torch.equal(permuted.source, straight.source[order])
+
+
+def test_proportional_attention_changes_only_what_follows_a_merge() -> None:
+    pixels, model = torch.randn(2, 3, 32, 32), clip(small())
+    weighed, plain = (ClipRegionEncoder(model, 2, proportional_attention=on)(pixels) for on in (True, False))
+    assert not torch.allclose(weighed.embeddings, plain.embeddings)
+    weighed, plain = (ClipRegionEncoder(model, 0, proportional_attention=on)(pixels) for on in (True, False))
+    assert torch.equal(weighed.embeddings, plain.embeddings)
+
+
+def test_regions_of_equal_patches_merge_without_change() -> None:
+    """Merging identical tokens changes nothing: size-weighted means and attention make up for copies."""
+    model = clip(small())
+    with torch.no_grad():
+        model.visual.positional_embedding[1:] = model.visual.positional_embedding[1]
+    pixels = torch.ones(1, 3, 32, 32) * torch.tensor([0.3, -0.2, 0.9]).view(1, 3, 1, 1)
+    wanted = model.encode_image(pixels)
+    got = ClipRegionEncoder(model, 4)(pixels)
+    assert got.embeddings.shape[1] == 5
+    torch.testing.assert_close(got.embeddings[:, 0], wanted, atol=1e-5, rtol=0)
+
+
+def test_bf16_is_close_to_fp32() -> None:
+    pixels = torch.randn(2, 3, 32, 32)
+    exact = ClipRegionEncoder(clip(small()), 0)(pixels).embeddings
+    rough = ClipRegionEncoder(clip(small()), 0, precision="bf16")(pixels).embeddings
+    assert torch.nn.functional.cosine_similarity(exact, rough, dim=-1).min() > 0.999
+
+
+def test_preprocessing_equals_open_clip() -> None:
+    model = clip(small())
+    picture = Image.effect_mandelbrot((90, 50), (-3, -2.5, 2, 2.5), 100).convert("RGB")
+    wanted = open_clip.image_transform(32, is_train=False)(picture)
+    assert torch.equal(ClipRegionEncoder(model, 0).preprocess(picture), wanted)
+
+
+@pytest.mark.parametrize(
+    ("vision", "message"),
+    [
+        ({"layers": (1, 1, 1, 1), "width": 16, "image_size": 64, "head_width": 8}, "ModifiedResNet"),
+        (small(attentional_pool=True, attn_pooler_queries=4, attn_pooler_heads=2), "pools by attention"),
+        (small(pool_type="avg"), "pools by 'avg'"),
+        (small(block_type="custom", qk_norm=True), "custom attention blocks"),
+    ],
+)
+def test_other_towers_are_refused(vision: dict, message: str) -> None:
+    with pytest.raises(AlignerError, match=message) as refusal:
+        supported_tower(open_clip.CLIP(32, vision, TEXT))
+    assert "ViT-B-16" in str(refusal.value)
+
+
+def test_timm_tower_is_refused() -> None:
+    vision = {"timm_model_name": "resnet18", "timm_pool": "", "timm_proj": "linear", "image_size": 32}
+    with pytest.raises(AlignerError, match="TimmModel"):
+        supported_tower(open_clip.CLIP(32, vision, TEXT))
+
+
+def test_loading_a_folder(tiny_clip: str, other_clip: str) -> None:
+    model, info = load_clip(tiny_clip)
+    assert isinstance(model.visual, VisionTransformer) and not model.training
+    assert info["name"] == "local-dir:tinyrandom" and info["pretrained"] is None
+    assert info["weights_sha256"] == weights_sha256(load_clip(tiny_clip)[0])
+    assert info["weights_sha256"] != load_clip(other_clip)[1]["weights_sha256"]
+
+
+def test_weights_hash_is_as_specified() -> None:
+    import hashlib
+
+    layer = nn.BatchNorm1d(2)
+    digest = hashlib.sha256()
+    for name in ("bias", "num_batches_tracked", "running_mean", "running_var", "weight"):
+        tensor = layer.state_dict()[name]
+        digest.update(name.encode() + str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
+    assert weights_sha256(layer) == digest.hexdigest()
+    assert weights_sha256(layer.half().float()) == weights_sha256(layer.half())
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "message"),
+    [
+        ("ViT-B-61", "none", "unknown model 'ViT-B-61' .*did you mean 'ViT-B-16'"),
+        ("ViT-B-16", None, "--pretrained is needed for ViT-B-16: one of .*openai.* or none"),
+        ("ViT-B-16", "openia", "did you mean 'openai'"),
+        ("local-dir:/nowhere", None, "open_clip_config.json is missing"),
+        ("local-dir:/nowhere", "openai", "must be omitted"),
+    ],
+)
+def test_bad_model_choices(model: str, pretrained: str | None, message: str) -> None:
+    with pytest.raises(AlignerError, match=message):
+        load_clip(model, pretrained)
+
+
+def test_random_weights_are_seeded_and_leave_the_generator_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from aligner import encoder
+
+    monkeypatch.setattr(open_clip, "list_models", lambda: ["tiny"])
+    monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: clip_from_current_seed())
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    hashes = {encoder.load_clip("tiny", "none")[1]["weights_sha256"] for _ in range(2)}
+    assert len(hashes) == 1
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def clip_from_current_seed() -> nn.Module:
+    model = open_clip.CLIP(32, small(), TEXT)
+    open_clip.model.set_model_preprocess_cfg(model, open_clip.transform.PreprocessCfg(size=32).__dict__)
+    return model
+
+
+def test_an_unreadable_checkpoint_is_one_clear_error(tmp_path: object) -> None:
+    broken = tmp_path / "weights.safetensors"
+    broken.write_bytes(b"not a checkpoint")
+    with pytest.raises(AlignerError, match="could not load the weights of RN50"):
+        load_clip("RN50", str(broken))

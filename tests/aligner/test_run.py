@@ -1,0 +1,289 @@
+"""Runs: right rows, the same bytes whatever the workers, resumed after SIGKILL, refused when changed."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from aligner import artifact, decode, run
+from aligner.config import AlignerError
+from aligner.encoder import load_clip
+from aligner.progress import Progress
+from aligner.verify import status, verify
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def shard_bytes(out: Path) -> dict[str, str]:
+    """Hash of every shard and failures file."""
+    files = sorted([*out.glob("shard-*.parquet"), *out.glob("failures-*.parquet")])
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def test_a_run_makes_what_it_says(settings: Callable) -> None:
+    config = settings()
+    report = run.run(config)
+    assert (report.planned, report.ok, report.failed, report.exit_code) == (7, 7, 0, 0)
+    assert verify(config.out) == []
+    manifest = artifact.read_manifest(config.out)
+    assert (manifest["grid"], manifest["patches"], manifest["regions"]) == ([4, 4], 16, 12)
+    assert (manifest["dim"], manifest["num_shards"], manifest["videos"]) == (32, 3, 7)
+    assert (config.out / "entities.parquet").read_bytes() == (config.corpus / "entities.parquet").read_bytes()
+    table = pq.read_table([config.out / artifact.shard_name(shard) for shard in range(3)])
+    assert len(table) == 7 * 3 * 13
+    assert table["video_id"].unique().to_pylist() == artifact.read_videos(config.out)["video_id"].to_pylist()
+    assert artifact.read_videos(config.out)["label"].to_pylist() == ["jump"] * 3 + ["run"] * 4
+
+
+def test_rows_equal_a_plain_computation(settings: Callable, tiny_clip: str) -> None:
+    """Without merging: open_clip's own transform and image tower, and NumPy for the rest."""
+    config = settings(merge=0)
+    run.run(config)
+    model, _ = load_clip(tiny_clip)
+    transform = open_clip.image_transform(32, is_train=False)
+    frames = decode.sample_frames(config.videos / "run" / "2.mp4", 3)
+    with torch.no_grad():
+        cls = model.encode_image(torch.stack([transform(Image.fromarray(f.rgb)) for f in frames])).numpy()
+    rows = artifact.read_video(config.out, "run/2.mp4")
+    first = rows["region_index"].to_numpy() == 0
+    unit = cls / np.linalg.norm(cls, axis=1, keepdims=True)
+    np.testing.assert_allclose(artifact.vectors(rows["embedding"])[first], unit, atol=5e-4)
+    np.testing.assert_allclose(rows["norm"].to_numpy()[first], np.linalg.norm(cls, axis=1), rtol=1e-4)
+    np.testing.assert_allclose(rows["time_s"].to_numpy()[first], [f.time_s for f in frames])
+    entities = pq.read_table(config.corpus / "entities.parquet")["embedding"].to_pylist()
+    cosines = unit @ np.array(entities).T
+    np.testing.assert_array_equal(artifact.lists(rows["topk_entity"])[first], np.argsort(-cosines)[:, :5])
+    np.testing.assert_allclose(
+        artifact.lists(rows["topk_score"])[first], -np.sort(-cosines)[:, :5], atol=1e-5
+    )
+    # Every patch is its own region: the maps of a frame are the unit patches in order.
+    maps = np.array([list(value) for value in rows["patch_map"].to_pylist()], np.uint8).reshape(3, 17, 2)
+    np.testing.assert_array_equal(np.unpackbits(maps[0, 1:], axis=1)[:, :16], np.eye(16))
+
+
+def test_workers_and_batches_do_not_change_a_byte(settings: Callable, tmp_path: Path) -> None:
+    variants = {
+        "plain": {},
+        "again": {},
+        "workers": {"decode_workers": 4},
+        "batch": {"batch_frames": 3},
+        "big-batch": {"batch_frames": 1000},
+    }
+    for name, change in variants.items():
+        run.run(settings(out=tmp_path / name, **change))
+    hashes = [shard_bytes(tmp_path / name) for name in variants]
+    assert len(hashes[0]) == 6 and all(found == hashes[0] for found in hashes)
+
+
+def test_processes_that_share_the_work_give_the_same_shards(settings: Callable, tmp_path: Path) -> None:
+    run.run(settings(out=tmp_path / "alone"))
+    for index in (1, 0):
+        report = run.run(settings(out=tmp_path / "shared", num_shards=2, shard_index=index))
+        assert report.shards == 2 - index
+    assert shard_bytes(tmp_path / "shared") == shard_bytes(tmp_path / "alone")
+    assert status(tmp_path / "shared").complete
+
+
+def test_a_finished_run_has_nothing_to_do(settings: Callable) -> None:
+    run.run(settings())
+    stamps = {file.name: file.stat().st_mtime_ns for file in settings().out.iterdir()}
+    report = run.run(settings())
+    assert (report.skipped_shards, report.done_shards, report.ok) == (3, 0, 7)
+    assert "nothing to do" in report.sentence()
+    assert stamps == {file.name: file.stat().st_mtime_ns for file in settings().out.iterdir()}
+
+
+def test_a_lost_or_cut_shard_is_made_again(settings: Callable) -> None:
+    config = settings()
+    run.run(config)
+    before = shard_bytes(config.out)
+    (config.out / artifact.shard_name(0)).write_bytes(b"short")
+    (config.out / artifact.marker_name(1)).unlink()
+    (config.out / artifact.marker_name(2)).write_text('{"shard":')
+    assert status(config.out).shards == {"stale": 1, "todo": 2}
+    assert run.run(config).done_shards == 3
+    assert shard_bytes(config.out) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"frames": 4}, "config.frames: got 4, expected 3"),
+        ({"merge": 1}, "config.merge: got 1, expected 2"),
+        ({"proportional_attention": False}, "config.proportional_attention: got False, expected True"),
+        ({"batch_frames": 2}, "config.frames_per_pass: got 2, expected 3"),
+        ({"videos_per_shard": 4}, "config.videos_per_shard: got 4, expected 3"),
+    ],
+)
+def test_changed_settings_are_refused(settings: Callable, change: dict, line: str) -> None:
+    run.prepare(settings())
+    with pytest.raises(AlignerError, match="begun with other settings") as refusal:
+        run.prepare(settings(**change))
+    assert line in str(refusal.value) and "--force" in str(refusal.value)
+
+
+def test_another_corpus_or_plan_is_refused_and_force_starts_over(
+    settings: Callable, make_corpus: Callable, make_video: Callable, tiny_info: dict, tmp_path: Path
+) -> None:
+    videos = tmp_path / "videos"
+    make_video(videos / "a.mp4", 5)
+    run.run(settings(videos=videos))
+    other = make_corpus(tmp_path / "other", tiny_info, seed=1)
+    with pytest.raises(AlignerError, match="corpus.fingerprint: got "):
+        run.prepare(settings(videos=videos, corpus=other))
+    make_video(videos / "b.mp4", 5)
+    make_video(videos / "a.mp4", 9)
+    with pytest.raises(AlignerError, match="videos: 1 added, 0 removed, 1 with another size"):
+        run.prepare(settings(videos=videos))
+    report = run.run(settings(videos=videos, corpus=other, frames=2, force=True))
+    assert report.ok == 2 and verify(settings().out) == []
+    with pytest.raises(AlignerError, match="aligner plan --force"):
+        run.prepare(settings(force=True, num_shards=2))
+
+
+def test_another_models_weights_are_refused(settings: Callable, other_clip: str) -> None:
+    with pytest.raises(AlignerError, match="made with another model: needs local-dir:otherrandom"):
+        run.prepare(settings(model=other_clip))
+
+
+def test_a_video_the_encoder_cannot_digest_is_a_failure_row(
+    settings: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings()
+    job = run.prepare(config)
+    poisoned = run.read_clip
+
+    def poison(item: object, *rest: object) -> object:
+        clip = poisoned(item, *rest)
+        if item.video_id == "run/0.mp4":
+            clip.pixels.fill_(float("nan"))
+        return clip
+
+    monkeypatch.setattr(run, "read_clip", poison)
+    marker = run.run_shard(job, 1)
+    assert marker["counts"] == {"planned": 3, "ok": 2, "failed": 1}
+    assert artifact.read_failures(config.out, 1)[0]["stage"] == "encode"
+
+
+def test_too_much_merging_warns(settings: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = run.prepare(settings(merge=6))
+    assert run.warnings_of(job) == []
+    monkeypatch.setattr(run, "FEW_REGIONS", 6)
+    assert run.warnings_of(job) == [
+        "--merge 6 leaves 5 regions of 16 patches; use a smaller --merge for this model"
+    ]
+
+
+def test_a_stop_leaves_nothing_half_done(settings: Callable) -> None:
+    config = settings()
+    job, stop = run.prepare(config), threading.Event()
+
+    class StopAtTheSecond(Progress):
+        done = 0
+
+        def advance(self, ok: bool) -> None:
+            self.done += 1
+            if self.done == 2:
+                stop.set()
+
+    with pytest.raises(run.Stopped):
+        run.run_shard(job, 0, StopAtTheSecond(), stop)
+    assert sorted(file.name for file in config.out.iterdir()) == [
+        "entities.parquet",
+        "manifest.json",
+        "videos.parquet",
+    ]
+
+
+@pytest.fixture(scope="module")
+def many(make_video: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough videos that a kill at a random moment hits every part of the work."""
+    root = tmp_path_factory.mktemp("many")
+    for place in range(50):
+        make_video(root / f"{place:02d}.mp4", frames=30, seed=place)
+    (root / "broken.mp4").write_text("no video")
+    return root
+
+
+def markers(out: Path) -> int:
+    return len(list(out.glob("shard-*.json")))
+
+
+def wait_for(condition: Callable[[], bool], process: object) -> None:
+    end = time.monotonic() + 60
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < end, "the process did nothing for a minute"
+        time.sleep(0.002)
+
+
+# Importing torch takes seconds, so one parent imports it and forks the processes that are to be killed.
+CHAOS = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+from aligner.config import AlignConfig
+from aligner.run import run
+given, kills = json.loads(sys.argv[1]), int(sys.argv[2])
+paths = {name: Path(given.pop(name)) for name in ("videos", "corpus", "out")}
+config, randomly = AlignConfig(**given, **paths), random.Random(0)
+for _ in range(kills):
+    child = os.fork()
+    if child == 0:
+        os._exit(run(config).exit_code)
+    before = len(list(config.out.glob("shard-*.json")))
+    time.sleep(randomly.uniform(0, 0.1))
+    while randomly.random() < 0.95 and len(list(config.out.glob("shard-*.json"))) < before + 2:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    if os.waitpid(child, 0)[1] != signal.SIGKILL:
+        break
+    print(len(list(config.out.glob("shard-*.json"))), flush=True)
+"""
+
+
+def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(
+    settings: Callable, many: Path, tmp_path: Path
+) -> None:
+    whole = settings(videos=many, videos_per_shard=2, out=tmp_path / "whole")
+    report = run.run(whole)
+    assert (report.ok, report.failed, report.shards, report.exit_code) == (50, 1, 26, 2)
+    killed = replace(whole, out=tmp_path / "killed")
+    given = {name: str(getattr(killed, name)) for name in ("videos", "corpus", "out", "model", "device")}
+    given |= {name: getattr(killed, name) for name in ("frames", "merge", "top_k", "videos_per_shard")}
+    chaos = [sys.executable, "-c", CHAOS, json.dumps(given), "10"]
+    done = subprocess.run(chaos, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    finished = [int(line) for line in done.stdout.splitlines()]
+    # A crowded machine may let the work finish in spite of the kills, but not before some of them.
+    assert len(finished) >= 4 and finished[3] < 26, done.stdout
+    (killed.out / f".{artifact.shard_name(25)}.1.tmp").write_bytes(b"what a kill amid a write leaves")
+    (killed.out / artifact.marker_name(25)).unlink(missing_ok=True)
+    assert run.run(killed).exit_code == 2
+    assert shard_bytes(killed.out) == shard_bytes(whole.out)
+    assert verify(killed.out) == [] and not list(killed.out.glob(".*.tmp"))
+
+
+def test_sigterm_stops_the_command_cleanly(
+    settings: Callable, many: Path, start: Callable, tmp_path: Path
+) -> None:
+    config, out = settings(), tmp_path / "stopped"
+    given = ["--videos", many, "--corpus", config.corpus, "--model", config.model, "--out", out]
+    process = start("run", *given, *"--quiet --frames 3 --merge 2 --top-k 5 --videos-per-shard 2".split())
+    wait_for(lambda: markers(out) > 0, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 1
+    found = status(out)
+    assert found.shards["done"] >= 1 and set(found.shards) == {"done", "todo"}
+    assert not list(out.glob(".*.tmp"))

@@ -1,0 +1,163 @@
+import json
+
+import numpy as np
+import pytest
+
+from corpus_builder import artifact, build
+from corpus_builder.config import BODY_PARTS, CorpusConfig, CorpusError
+from corpus_builder.disambiguate import Choice
+from corpus_builder.embed import load_text_encoder
+from corpus_builder.mine import Candidate
+from corpus_builder.wordnet import Sense
+
+NAIL = Sense("nail.n.01", "nail", "horny plate", "noun.body", 0)
+PIN = Sense("nail.n.02", "nail", "a thin pointed piece of metal", "noun.artifact", 1)
+
+
+def find(label, entity, sense=None, source="label", reason=None, count=1, role="noun"):
+    return build.Found(label, Candidate(entity, entity, role, reason), source, Choice(sense, 0.0), count)
+
+
+def test_entities_merge_by_sense_else_by_name_and_are_ordered():
+    entities = build.gather(
+        [
+            find(None, "hand", source="body_part", role="body_part"),
+            find("b", "nails", NAIL),
+            find("a", "nails", NAIL, count=2),
+            find("c", "nail", PIN),
+            find("c", "eye makeup"),
+            find("d", "eye makeup", source="expansion"),
+            find("d", "way", reason="stop word"),
+            find(None, "dog", source="caption", count=7),
+        ]
+    )
+    told = [(e.name, e.source, e.sense and e.sense.name, e.count, sorted(e.labels)) for e in entities]
+    assert told == [
+        ("eye makeup", "label", None, 2, ["c", "d"]),
+        ("nail", "label", "nail.n.01", 3, ["a", "b"]),
+        ("nail", "label", "nail.n.02", 1, ["c"]),
+        ("dog", "caption", None, 7, []),
+        ("hand", "body_part", None, 0, []),
+    ]
+    assert entities[2].text == "nail: a thin pointed piece of metal"
+
+
+def test_nothing_to_mine_is_an_error(tmp_path):
+    with pytest.raises(CorpusError, match="give --labels FILE, --captions FILE or both"):
+        build.Inputs()
+    with pytest.raises(CorpusError, match="--expansions needs --labels"):
+        build.Inputs(captions=tmp_path, expansions=(tmp_path,))
+
+
+@pytest.fixture(scope="module")
+def config(shared):
+    return CorpusConfig(spacy_model=str(shared / "spacy/en_ewt_sm"))
+
+
+@pytest.fixture(scope="module")
+def inputs(shared, tmp_path_factory):
+    path = tmp_path_factory.mktemp("labels") / "labels.txt"
+    path.write_text("ApplyEyeMakeup\ncutting nails\nhammering nail\nbrushing teeth\nzumba\n")
+    return build.Inputs(labels=path, nltk_data=shared / "nltk_data")
+
+
+@pytest.fixture(scope="module")
+def corpus(inputs, config, tiny_clip, tmp_path_factory):
+    out = tmp_path_factory.mktemp("corpus")
+    build.build_corpus(inputs, config, tiny_clip, None, out, device="cpu")
+    return artifact.open_corpus(out)
+
+
+@pytest.mark.shared
+def test_a_corpus_holds_what_the_labels_name(corpus):
+    rows = {row["sense"] or row["name"]: row for row in corpus.table.drop(["embedding"]).to_pylist()}
+    assert rows["nail.n.01"]["labels"] == ["cutting nails"] and rows["nail.n.02"]["labels"] == [
+        "hammering nail"
+    ]
+    assert rows["tooth.n.01"]["source"] == "label" and rows["tooth.n.01"]["name"] == "tooth"
+    assert rows["eye makeup"]["gloss"] is None and rows["zumba"]["labels"] == ["zumba"]
+    assert rows["knee.n.01"]["source"] == "body_part" and rows["knee.n.01"]["count"] == 0
+    assert {synset for _, synset in BODY_PARTS} <= set(rows)
+    assert [row["entity_id"] for row in corpus.table.to_pylist()] == list(range(len(corpus.table)))
+
+
+@pytest.mark.shared
+def test_the_text_is_what_was_embedded(corpus, tiny_clip):
+    rows = corpus.table.to_pylist()
+    for row in rows:
+        assert row["text"] == (f"{row['name']}: {row['gloss']}" if row["gloss"] else row["name"])
+    expected = load_text_encoder(tiny_clip, device="cpu").encode([row["text"] for row in rows])
+    np.testing.assert_allclose(corpus.embeddings, expected, atol=1e-6)
+
+
+@pytest.mark.shared
+def test_nothing_vanishes_uncounted(corpus):
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(corpus.folder / artifact.CANDIDATES).to_pylist()
+    counts = corpus.manifest["counts"]
+    assert counts["candidates"] == len(rows) == counts["kept"] + sum(counts["dropped"].values())
+    assert counts["kept"] == sum(row["reason"] is None for row in rows)
+    assert counts["labels_without_entity"] == 0
+    assert sum(counts["entities_by_source"].values()) == len(corpus.table)
+
+
+@pytest.mark.shared
+def test_building_twice_gives_the_same_fingerprint_and_bytes(corpus, inputs, config, tiny_clip, tmp_path):
+    again = build.build_corpus(inputs, config, tiny_clip, None, tmp_path, device="cpu").manifest
+    assert again["fingerprint"] == corpus.fingerprint and again["files"] == corpus.manifest["files"]
+    assert str(corpus.folder.parent) not in json.dumps(again)
+
+
+@pytest.mark.shared
+def test_search_finds_an_entity_by_its_own_text(corpus, tiny_clip, other_clip):
+    row = corpus.table.to_pylist()[3]
+    found = build.search_corpus(corpus.folder, row["text"], 3, model=tiny_clip, device="cpu")
+    assert found[0]["entity_id"] == row["entity_id"] and found[0]["cosine"] == pytest.approx(1, abs=1e-5)
+    with pytest.raises(CorpusError, match="local-dir:tinyrandom: say where it lies with --model"):
+        build.search_corpus(corpus.folder, "nail")
+    with pytest.raises(
+        CorpusError, match="needs the corpus's model, local-dir:tinyrandom.*found local-dir:otherrandom"
+    ):
+        build.search_corpus(corpus.folder, "nail", model=other_clip)
+
+
+@pytest.mark.shared
+def test_captions_count_vote_and_drop_the_rare(shared, config, tmp_path):
+    path = tmp_path / "captions.txt"
+    path.write_text("a man hits the ball with a bat\nthe batter swings a bat at a ball\na dog sleeps\n")
+    inputs = build.Inputs(captions=path, nltk_data=shared / "nltk_data")
+    rare = CorpusConfig(spacy_model=config.spacy_model, min_count=2, body_parts=False)
+    report = build.mine_corpus(inputs, rare)
+    rows = {row["entity"]: row for row in build.mined_rows(report)}
+    assert rows["bat"]["count"] == 2 and rows["bat"]["sense"] == "bat.n.05" and rows["bat"]["label"] is None
+    assert "dog" not in rows and report.counts["dropped"]["too rare"] >= 1
+
+
+@pytest.mark.shared
+def test_expansions_are_mined_beside_their_label(shared, config, tmp_path):
+    (tmp_path / "l.json").write_text(json.dumps({"archery": ["bow and arrow", "target"]}))
+    inputs = build.Inputs(labels=tmp_path / "l.json", nltk_data=shared / "nltk_data")
+    rows = build.mined_rows(build.mine_corpus(inputs, config))
+    expanded = {row["entity"]: row["sense"] for row in rows if row["source"] == "expansion"}
+    assert expanded["bow"] == "bow.n.04" and {"arrow", "target"} <= set(expanded)
+    assert {row["label"] for row in rows if row["source"] == "expansion"} == {"archery"}
+
+
+def test_labels_artifact(tmp_path, tiny_clip):
+    (tmp_path / "l.txt").write_text("ApplyEyeMakeup\narchery\n")
+    templates = ["a video of {}.", "{}"]
+    build.build_labels(
+        tmp_path / "l.txt", tiny_clip, None, tmp_path / "out", templates=templates, device="cpu"
+    )
+    labels = artifact.open_labels(tmp_path / "out")
+    rows = labels.table.drop(["embedding"]).to_pylist()
+    assert rows == [
+        {"class_id": 0, "label": "ApplyEyeMakeup", "name": "apply eye makeup"},
+        {"class_id": 1, "label": "archery", "name": "archery"},
+    ]
+    assert labels.manifest["config"]["templates"] == templates
+    mean = load_text_encoder(tiny_clip, device="cpu").encode(["a video of archery.", "archery"]).mean(axis=0)
+    np.testing.assert_allclose(labels.embeddings[1], mean / np.linalg.norm(mean), atol=1e-6)
+    with pytest.raises(CorpusError, match="needs a corpus folder, found artifact 'labels'"):
+        artifact.open_corpus(tmp_path / "out")

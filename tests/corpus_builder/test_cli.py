@@ -1,0 +1,118 @@
+import json
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from corpus_builder.cli import app
+
+COMMANDS = ["mine", "build", "labels", "search", "inspect"]
+
+
+def run(*args, env=None):
+    return CliRunner().invoke(app, [str(arg) for arg in args], env=env)
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_loads_nothing_heavy(command):
+    arguments = [command, "--help"] if command else ["--help"]
+    code = (
+        "import sys\nfrom corpus_builder.cli import app\n"
+        f"try:\n    app({arguments!r})\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = set('torch spacy nltk pandas open_clip faiss pyarrow numpy'.split()) & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+@pytest.mark.shared
+def test_mine_writes_the_promised_columns(shared, tmp_path):
+    (tmp_path / "l.csv").write_text("id,name\n0,ApplyEyeMakeup\n1,shooting basketball\n")
+    out = tmp_path / "m.parquet"
+    done = run(
+        "mine", "--labels", tmp_path / "l.csv", "--spacy-model", shared / "spacy/en_ewt_sm",
+        "--nltk-data", shared / "nltk_data", "--out", out, "--quiet",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr == ""
+    rows = pq.read_table(out).to_pylist()
+    assert {"label", "entity", "sense", "source"} <= set(rows[0])
+    assert ("shooting basketball", "basketball") in {(row["label"], row["entity"]) for row in rows}
+    assert {row["source"] for row in rows} == {"label", "body_part"}
+    assert len({(row["label"], row["entity"]) for row in rows}) == len(rows)
+
+
+@pytest.mark.shared
+def test_build_inspect_and_search(shared, tmp_path, tiny_clip):
+    (tmp_path / "l.txt").write_text("riding horse\nplaying cello\n")
+    out = tmp_path / "corpus"
+    done = run(
+        "build", "--labels", tmp_path / "l.txt", "--model", tiny_clip, "--taggers", "nltk", "--no-body-parts",
+        "--nltk-data", shared / "nltk_data", "--out", out,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert "2 entities" in done.stdout
+    done = run("inspect", out, "--verify", "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["entities"] == 2
+    done = run("search", out, "a horse", "--k", 1, "--model", tiny_clip, "--json")
+    assert done.exit_code == 0 and len(json.loads(done.stdout)) == 1
+    done = run("search", out, "a horse", "--model", tiny_clip)
+    assert done.exit_code == 0 and "cello.n.01" in done.stdout
+    data = (out / "entities.faiss").read_bytes()
+    (out / "entities.faiss").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    done = run("inspect", out, "--verify")
+    assert done.exit_code == 1 and "entities.faiss changed since written" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mine", "--out", "x.parquet"], "give --labels FILE, --captions FILE or both"),
+        (["mine", "--labels", "nothing.csv", "--out", "x.parquet"], "nothing.csv: no such file"),
+        (["mine", "--labels", "l.txt", "--taggers", "nltkk", "--out", "x.parquet"], "did you mean 'nltk'"),
+        (
+            ["labels", "--labels", "l.txt", "--model", "ViT-B-16", "--out", "x"],
+            "needs --pretrained: one of openai",
+        ),
+        (["labels", "--labels", "e.txt", "--model", "ViT-B-16", "--out", "x"], "e.txt: the file is empty"),
+        (
+            ["labels", "--labels", "l.txt", "--model", "ViT-B-16", "--template", "x", "--out", "x"],
+            "--template 'x'",
+        ),
+        (["build", "--labels", "l.txt", "--model", "ViT-X", "--out", "x"], "not an open_clip model"),
+        (["inspect", "."], "found no manifest.json"),
+        (["search", ".", "horse"], "corpus-builder build"),
+    ],
+)
+def test_errors_are_one_line_and_end_with_one(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "l.txt").write_text("riding horse\n")
+    (tmp_path / "e.txt").write_text("")
+    done = run(*arguments)
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
+    assert done.stderr.startswith("error: ") and message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_missing_wordnet_names_the_command(tmp_path, monkeypatch):
+    (tmp_path / "l.txt").write_text("riding horse\n")
+    done = run(
+        "mine", "--labels", tmp_path / "l.txt", "--nltk-data", tmp_path, "--out", tmp_path / "x.parquet"
+    )
+    assert done.exit_code == 1
+    assert "python -m nltk.downloader wordnet averaged_perceptron_tagger_eng" in done.stderr
+
+
+@pytest.mark.shared
+def test_missing_spacy_pipeline_names_the_command(shared, tmp_path):
+    (tmp_path / "l.txt").write_text("riding horse\n")
+    done = run(
+        "mine", "--labels", tmp_path / "l.txt", "--nltk-data", shared / "nltk_data",
+        "--spacy-model", "en_core_web_nothing", "--out", tmp_path / "x.parquet",
+    )  # fmt: skip
+    assert done.exit_code == 1
+    assert "python -m spacy download en_core_web_nothing" in done.stderr and "--taggers nltk" in done.stderr

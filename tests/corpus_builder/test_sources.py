@@ -1,0 +1,159 @@
+import json
+import string
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corpus_builder.config import CorpusError
+from corpus_builder.sources import clean_name, iter_captions, label_mentions, read_expansions, read_labels
+
+
+@pytest.mark.parametrize(
+    ("given", "cleaned"),
+    [
+        ("ApplyEyeMakeup", "apply eye makeup"),
+        ("YoYo", "yo yo"),
+        ("brush_hair", "brush hair"),
+        ("Blow-drying  hair", "blow drying hair"),
+        ("TVShow", "tv show"),
+        ("playing DVDs", "playing dvds"),
+        ("BMX", "bmx"),
+        ("UCF101 clip", "ucf101 clip"),
+        ("passing American football (in game)", "passing american football (in game)"),
+    ],
+)
+def test_known_names(given, cleaned):
+    assert clean_name(given) == cleaned
+
+
+NAMES = st.text(alphabet=string.ascii_letters + string.digits + " _-()'", max_size=40)
+
+
+@given(NAMES)
+def test_cleaning_keeps_every_letter_and_is_idempotent(name):
+    cleaned = clean_name(name)
+    assert clean_name(cleaned) == cleaned
+    assert cleaned.replace(" ", "") == "".join(c for c in name if c not in " _-").lower()
+    assert cleaned == " ".join(cleaned.split())
+
+
+@given(st.lists(st.text(alphabet=string.ascii_lowercase, min_size=1, max_size=8), min_size=1, max_size=5))
+def test_camel_case_and_underscores_clean_to_the_same_words(words):
+    words = [word for word in words if len(word) > 1] or ["ab"]
+    expected = " ".join(words)
+    assert clean_name("".join(word.capitalize() for word in words)) == expected
+    assert clean_name("_".join(words)) == expected
+
+
+def test_three_formats_give_the_same_labels(tmp_path):
+    names = ["ApplyEyeMakeup", "yo_yo", "walking the dog"]
+    (tmp_path / "a.txt").write_text("\n".join(names) + "\n\n")
+    (tmp_path / "a.csv").write_text("id,name\n" + "".join(f"{i},{name}\n" for i, name in enumerate(names)))
+    (tmp_path / "a.json").write_text(json.dumps(names))
+    read = [read_labels(tmp_path / f"a.{kind}").labels for kind in ("txt", "csv", "json")]
+    assert read[0] == read[1] == read[2]
+    assert [label.label for label in read[0]] == names
+    assert [label.class_id for label in read[0]] == [0, 1, 2]
+
+
+def test_csv_ids_and_a_chosen_column(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("﻿id,action\n7,surfing\n3,archery\n", encoding="utf-8")
+    labels = read_labels(path, "action").labels
+    assert [(label.class_id, label.label) for label in labels] == [(7, "surfing"), (3, "archery")]
+
+
+def test_json_dict_gives_expansions_as_lists_or_strings(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"archery": ["bow", "target"], "surfing": "wave"}))
+    file = read_labels(path)
+    mentions = label_mentions(file)
+    assert [(m.text, m.label, m.source) for m in mentions] == [
+        ("archery", "archery", "label"),
+        ("bow", "archery", "expansion"),
+        ("target", "archery", "expansion"),
+        ("surfing", "surfing", "label"),
+        ("wave", "surfing", "expansion"),
+    ]
+    assert {m.context for m in mentions[:3]} == {"archery"}
+
+
+def test_expansions_are_matched_by_label_or_by_class_id(tmp_path):
+    (tmp_path / "labels.csv").write_text("id,name\n1,archery\n0,surfing\n")
+    labels = read_labels(tmp_path / "labels.csv").labels
+    (tmp_path / "by_id.json").write_text(json.dumps({"0": ["wave"], "1": ["bow"]}))
+    (tmp_path / "by_name.json").write_text(json.dumps({"surfing": "wave", "archery": "bow"}))
+    expected = {"surfing": ("wave",), "archery": ("bow",)}
+    assert read_expansions(tmp_path / "by_id.json", labels) == expected
+    assert read_expansions(tmp_path / "by_name.json", labels) == expected
+    (tmp_path / "bad.json").write_text(json.dumps({"archer": "bow"}))
+    with pytest.raises(CorpusError, match="'archer' .did you mean 'archery'"):
+        read_expansions(tmp_path / "bad.json", labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "", "empty"),
+        ("a.txt", "\n \n", "the list is empty"),
+        ("a.txt", "run\njump\nrun\n", "'run' stands twice, as entries 1 and 3"),
+        ("a.txt", "run\n---\n", "entry 2 .'---'. holds no name"),
+        ("a.csv", "id,nmae\n0,run\n", "no column 'name or label' .did you mean 'nmae'..; it has id, nmae"),
+        ("a.csv", "id,name\n", "the list is empty"),
+        ("a.json", "[]", "the list is empty"),
+        ("a.json", "{", "not valid JSON"),
+        ("a.json", "3", "got a int, expected a list of names or a dict"),
+        ("a.json", '{"run": 3}', "the value of 'run' is a int"),
+        ("a.json", '{"0": ["bow"], "1": ["wave"]}', "keys are class ids.*--expansions a.json"),
+        ("a.xlsx", "x", "'.xlsx', expected a .txt, .csv or .json"),
+    ],
+)
+def test_bad_label_files_are_explained(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CorpusError, match=message):
+        read_labels(tmp_path / name)
+
+
+def test_missing_file_and_wrong_encoding(tmp_path):
+    with pytest.raises(CorpusError, match="--labels .*nothing.csv: no such file"):
+        read_labels(tmp_path / "nothing.csv")
+    (tmp_path / "latin.txt").write_bytes("café\n".encode("latin-1"))
+    with pytest.raises(CorpusError, match="not UTF-8"):
+        read_labels(tmp_path / "latin.txt")
+
+
+def test_unknown_label_column_lists_the_columns(tmp_path):
+    (tmp_path / "a.csv").write_text("id,name\n0,run\n")
+    with pytest.raises(
+        CorpusError, match="no column 'nam' .did you mean 'name'..; it has id, name.*--label-column"
+    ):
+        read_labels(tmp_path / "a.csv", "nam")
+
+
+def test_captions_from_three_formats(tmp_path):
+    captions = ["a man rides a horse", "two dogs run"]
+    (tmp_path / "c.txt").write_text("\n\n".join(captions))
+    (tmp_path / "c.csv").write_text("id,caption\n" + "".join(f"{i},{c}\n" for i, c in enumerate(captions)))
+    pq.write_table(pa.table({"text": [captions[0], None, captions[1]]}), tmp_path / "c.parquet")
+    for kind in ("txt", "csv", "parquet"):
+        assert list(iter_captions(tmp_path / f"c.{kind}")) == captions
+
+
+def test_bad_captions_are_explained(tmp_path):
+    (tmp_path / "c.parquet").write_bytes(b"PAR0 no")
+    with pytest.raises(CorpusError, match="not a Parquet file"):
+        list(iter_captions(tmp_path / "c.parquet"))
+    (tmp_path / "c.txt").write_text("\n\n")
+    with pytest.raises(CorpusError, match="holds no caption"):
+        list(iter_captions(tmp_path / "c.txt"))
+
+
+@pytest.mark.shared
+def test_the_real_label_files_read(shared):
+    labels = read_labels(shared / "data/labels/kinetics_400_labels.csv").labels
+    assert len(labels) == 400 and labels[399].label == "zumba"
+    expansions = read_expansions(shared / "data/descriptors/ost_k400_spatio_4.json", labels)
+    assert expansions["abseiling"] == ("climber", "rope", "harness", "mountain")
