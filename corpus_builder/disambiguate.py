@@ -5,11 +5,11 @@ so the default weighs three things: the overlap of a sense's wider texts with th
 an action is usually done with; how frequent the sense is; and whether a camera could see it. Terms of the
 score::
 
-    1.0 per shared word, by how few of the senses share it   overlap
-    2.0 if the action asks for such a sense                  cue
-    +1 visual (half for people, places...), -1 abstract         prior
-    1.5 an act, 2.0 "the act of ...", where acts are meant   prior
-    -0.3 log2(rank + 1)                                      prior
+    up to 1.0 per shared word, the more the fewer senses share it         overlap
+    2.0 if the action asks for such a sense, 2.5 by both file and gloss   cue
+    +1 visual, +0.5 people and places, -1 abstract                        prior
+    1.5 for an act, 2.0 for "the act of ...", where acts are meant        prior
+    -0.3 log2(rank + 1)                                                   prior
 """
 
 import math
@@ -26,6 +26,7 @@ VISUAL_FILES = frozenset(
 HALF_VISUAL_FILES = frozenset(f"noun.{name}" for name in "location person phenomenon Tops".split())
 RANK_WEIGHT = 0.3
 CUE_WEIGHT = 2.0
+BOTH_WEIGHT = 0.5
 ACT_WEIGHT = 1.5
 DEED_WEIGHT = 0.5
 
@@ -33,12 +34,12 @@ STOP_WORDS = frozenset(
     """a an and are as at be been by for from has have in into is it its of on or that the their them this
     to with which who used usually someone something person people one other any some often especially
     not etc very made make having being such more than when where making set take taking do doing get
-    getting give use using carry carrying""".split()
+    getting give use using carry carrying play plays played playing player players""".split()
 )
 
-_BODY, _FOOD = frozenset({"noun.body"}), frozenset({"noun.food"})
+_BODY, _FOOD, _ARTIFACT = (frozenset({f"noun.{name}"}) for name in ("body", "food", "artifact"))
 _DRINK_WORDS = frozenset("beverage drink liquor alcoholic beer wine tea coffee".split())
-_SPORT_WORDS = frozenset("game sport sports player players athletic ball team".split())
+_SPORT_WORDS = frozenset("game sport athletic ball team".split())
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,14 @@ ACTION_CUES: dict[str, Cue] = {
     **_cues("drink sip pour", Cue(words=_DRINK_WORDS)),
     **_cues(
         "play strum",
-        Cue(words=frozenset("game sport musical instrument played players tones keys fife".split())),
+        Cue(words=frozenset("game sport musical instrument strings keys".split())),
     ),
     **_cues(
         "brush wash shave wax massage curl stretch braid clap crack dye fill shake tickle stick fix trim",
         Cue(files=_BODY),
     ),
     **_cues("shoot aim fire", Cue(words=frozenset("weapon arrow arrows firearm gun goal basket".split()))),
-    **_cues("shuffle deal", Cue(files=frozenset({"noun.artifact"}))),
+    **_cues("shuffle deal", Cue(_ARTIFACT)),
     **_cues("cut slice", Cue(files=_FOOD)),
     **_cues("water", Cue(files=frozenset({"noun.plant", "noun.Tops"}))),
     **_cues("pump", Cue(words=frozenset({"fuel", "gasoline"}))),
@@ -74,7 +75,7 @@ ACTION_CUES: dict[str, Cue] = {
     **_cues("pet feed groom walk milk shear hold", Cue(files=frozenset({"noun.animal"}))),
     **_cues("wear put", Cue(words=frozenset("garment clothing worn cosmetic footwear".split()))),
     **_cues("write read", Cue(words=frozenset("write writing written read chalk".split()))),
-    **_cues("swing hit catch throw kick dribble dunk bounce toss juggle", Cue(words=_SPORT_WORDS)),
+    **_cues("swing hit catch throw kick dribble dunk bounce toss juggle", Cue(_ARTIFACT, _SPORT_WORDS)),
     **_cues("shot penalty bowling pitch swing dunk bowl", Cue(words=_SPORT_WORDS)),
     **_cues("dance", Cue(words=frozenset("dance dancing ballroom music".split()))),
 }
@@ -97,14 +98,15 @@ def words_of(texts: Iterable[str]) -> frozenset[str]:
 
 
 # crude on purpose: both sides of a comparison go through it
-_ENDINGS = (("ied", "y"), ("ies", "y"), ("ation", "at"), ("ing", ""), ("ed", ""), ("s", ""), ("e", ""))
+_ENDINGS = (("ied", "y"), ("ies", "y"), ("ation", "at"), ("ing", ""), ("ed", ""), ("s", ""))
 
 
 def _stem(word: str) -> str:
     for ending, new in _ENDINGS:
         if word.endswith(ending) and len(word) - len(ending) > 2 and not word.endswith("ss"):
-            return word[: -len(ending)] + new
-    return word
+            word = word[: -len(ending)] + new
+            break
+    return word[:-1] if word.endswith("e") and len(word) > 3 else word
 
 
 def disambiguate(
@@ -135,24 +137,24 @@ def disambiguate(
     context = frozenset(context)
     own = words_of([phrase, *(sense.form for sense in senses)])
     cues = [ACTION_CUES[word] for word in sorted(context) if word in ACTION_CUES and _stem(word) not in own]
-    # an action that has a cue is weighed there, and not again as a shared word
-    acted = words_of(word for word in context if word in ACTION_CUES)
-    scores = _scores(senses, words_of(context) - own - acted, cues, act)
+    scores = _scores(senses, words_of(context), own, cues, act)
     best = max(range(len(senses)), key=lambda i: (scores[i], -i))
     others = [score for i, score in enumerate(scores) if i != best]
     return Choice(senses[best], scores[best] - max(others) if others else 0.0, tuple(scores))
 
 
-def _scores(senses: Sequence[Sense], around: frozenset[str], cues: Sequence[Cue], act: bool) -> list[float]:
+def _scores(
+    senses: Sequence[Sense], around: frozenset[str], own: frozenset[str], cues: Sequence[Cue], act: bool
+) -> list[float]:
     texts = [words_of(sense.signature or (sense.gloss,)) for sense in senses]
     shared = Counter(word for text in texts for word in text)
     scores = []
     for sense, text in zip(senses, texts, strict=True):
-        asked = any(_answers(sense, cue) for cue in cues)
+        asked = max((_answer(sense, cue, own) for cue in cues), default=0.0)
         prior = _prior(sense, act)
         # what an action asks for is there to be seen, whatever WordNet files it under
-        prior = CUE_WEIGHT + max(prior, 0.0) if asked else prior
-        overlap = _overlap(text & around, shared, len(senses))
+        prior = asked + max(prior, 0.0) if asked else prior
+        overlap = _overlap((text & around) - own, shared, len(senses))
         scores.append(overlap + prior - RANK_WEIGHT * math.log2(sense.rank + 1))
     return scores
 
@@ -164,8 +166,10 @@ def _overlap(found: frozenset[str], shared: Counter[str], count: int) -> float:
     return math.fsum(1 - math.log(shared[word]) / math.log(count) for word in sorted(found))
 
 
-def _answers(sense: Sense, cue: Cue) -> bool:
-    return sense.lexname in cue.files or not words_of(cue.words).isdisjoint(words_of([sense.gloss]))
+def _answer(sense: Sense, cue: Cue, own: frozenset[str]) -> float:
+    filed = sense.lexname in cue.files
+    told = bool((words_of(cue.words) - own) & words_of([sense.gloss]))
+    return CUE_WEIGHT * (filed or told) + BOTH_WEIGHT * (filed and told)
 
 
 def _prior(sense: Sense, act: bool) -> float:

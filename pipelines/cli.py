@@ -60,7 +60,12 @@ def main(
 @app.command("demo")
 def demo_cli(
     out: Annotated[Path, typer.Option(help="Folder for videos, artifacts and report.")] = Path("demo"),
-    size: Annotated[str, typer.Option(help="tiny (a smoke test), small (a few minutes) or full (an hour, the scale of BENCHMARKS.md).")] = "small",
+    size: Annotated[
+        str,
+        typer.Option(
+            help="tiny (a smoke test), small (a few minutes) or full (an hour, the scale of BENCHMARKS.md)."
+        ),
+    ] = "small",
     seed: Annotated[int, typer.Option(help="Seed of the drawn videos and of training.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Do everything again.")] = False,
     quiet: Quiet = False,
@@ -120,9 +125,15 @@ def init_cli(
 def predict_cli(
     videos: Annotated[list[Path], typer.Argument(help="Video files, or folders of them.")],
     labels: Annotated[Path, typer.Option(help="File of labels to choose from (txt, csv, json).")],
-    run: Annotated[Path, typer.Option(help="Out folder of `alt run` or `alt demo`, or one of its runs/NAME.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for predictions.csv, predictions.json and report.html.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the labels in a csv with several.")] = None,
+    run: Annotated[
+        Path, typer.Option(help="Out folder of `alt run` or `alt demo`, or one of its runs/NAME.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for predictions.csv, predictions.json and report.html.")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Column of the labels in a csv with several.")
+    ] = None,
     topk: Annotated[int, typer.Option(help="Labels to list for each video.")] = 5,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -140,7 +151,9 @@ def predict_cli(
         typer.echo(json.dumps([asdict(item) for item in found], ensure_ascii=False))
     else:
         for item in found:
-            ranked = ", ".join(f"{name} {p:.0%}" for name, p in zip(item.labels, item.probabilities, strict=True))
+            ranked = ", ".join(
+                f"{name} {p:.0%}" for name, p in zip(item.labels, item.probabilities, strict=True)
+            )
             typer.echo(f"{item.video}: {item.error or ranked}")
     raise typer.Exit(EXIT_DONE_WITH_FAILURES if any(item.error for item in found) else EXIT_DONE)
 

@@ -41,7 +41,9 @@ class LabelsSection(Section):
 
     file: Path = Field(description="Label file (txt, csv, json).")
     label_column: str | None = Field(None, description="Column of the labels in a csv with several.")
-    templates: list[str] | None = Field(None, description="Prompts with {} for the class; default: the stage's own.")
+    templates: list[str] | None = Field(
+        None, description="Prompts with {} for the class; default: the stage's own."
+    )
 
 
 class AlignmentsSection(Section):
@@ -121,7 +123,9 @@ def load_config(path: Path) -> PipelineConfig:
     except yaml.YAMLError as error:
         raise PipelineError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
-        raise PipelineError(f"{path} holds {type(raw).__name__}; a mapping with the keys {_keys(PipelineConfig)} is needed")
+        raise PipelineError(
+            f"{path} holds {type(raw).__name__}; a mapping with the keys {_keys(PipelineConfig)} is needed"
+        )
     return check_config(raw, path.parent, path.name)
 
 
@@ -216,7 +220,9 @@ def _dangling(config: PipelineConfig) -> list[str]:
         for where, name, known in references
         if name not in known
     ]
-    return problems + [f"'{name}' cannot name a folder" for name in (*sets, *adapters, *evaluations) if not _plain(name)]
+    return problems + [
+        f"'{name}' cannot name a folder" for name in (*sets, *adapters, *evaluations) if not _plain(name)
+    ]
 
 
 def _plain(name: str) -> bool:

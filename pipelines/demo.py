@@ -45,11 +45,15 @@ class DemoResult:
 
     def text(self) -> str:
         """The table and the next steps, for a terminal."""
-        lines = [f"{'top-1 accuracy, %':34}{'all data':>10}{f'{SHOTS}-shot':>10}{'zero-shot':>11}{'order':>8}"]
+        lines = [
+            f"{'top-1 accuracy, %':34}{'all data':>10}{f'{SHOTS}-shot':>10}{'zero-shot':>11}{'order':>8}"
+        ]
         for name, *values in self.rows:
             cells = [f"{value:.1f}" if isinstance(value, float) else "-" for value in values]
             lines.append(f"{name:34}{cells[0]:>10}{cells[1]:>10}{cells[2]:>11}{cells[3]:>8}")
-        lines.append("order: of an action and the same played backwards, the right one is preferred (chance 50)")
+        lines.append(
+            "order: of an action and the same played backwards, the right one is preferred (chance 50)"
+        )
         lines.append(f"report: {Layout(self.out).report}")
         lines.append(f"next: alt predict VIDEO --labels FILE --run {self.out}")
         return "\n".join(lines)
@@ -62,9 +66,13 @@ def run_demo(out: Path, size: str, seed: int, say: Say, force: bool = False) -> 
         PipelineError: an unknown size, or a package without the demo's model.
     """
     if size not in SIZES:
-        raise PipelineError(f"--size is '{size}'{did_you_mean(size, SIZES)}; it must be one of {', '.join(SIZES)}")
+        raise PipelineError(
+            f"--size is '{size}'{did_you_mean(size, SIZES)}; it must be one of {', '.join(SIZES)}"
+        )
     if not (TINYCLIP / "open_clip_model.safetensors").is_file():
-        raise PipelineError(f"the demo's model is missing from {TINYCLIP}; `python -m pipelines.toyworld.pretrain` makes it")
+        raise PipelineError(
+            f"the demo's model is missing from {TINYCLIP}; `python -m pipelines.toyworld.pretrain` makes it"
+        )
     out = out.resolve()
     draw(out, size, seed, say)
     config = demo_config(out, size, seed)
@@ -143,8 +151,8 @@ def comparison(config: PipelineConfig, layout: Layout, report: RunReport) -> lis
 
 def order_accuracy(layout: Layout, adapter: str, split: str = "test") -> float:
     """Share of reversible test videos whose label has a higher logit than the same motion played backwards."""
-    from adapter.evaluate import open_all, score, split_videos
     from adapter.dataset import select
+    from adapter.evaluate import open_all, score, split_videos
     from pipelines.toyworld.vocabulary import reversed_label
 
     opened = open_all(layout.run(adapter), layout.alignments, layout.labels("seen"))
@@ -153,6 +161,6 @@ def order_accuracy(layout: Layout, adapter: str, split: str = "test") -> float:
     partner = [names.index(other) if (other := reversed_label(name)) in names else -1 for name in names]
     pairs = [sample for sample in samples if partner[sample.label] >= 0]
     scores = score(opened, pairs)
-    own = scores.logits[range(len(pairs)), scores.truth]
-    other = scores.logits[range(len(pairs)), [partner[int(truth)] for truth in scores.truth]]
-    return float((own > other).mean())
+    right = scores.logits[range(len(pairs)), scores.truth]
+    wrong = scores.logits[range(len(pairs)), [partner[int(truth)] for truth in scores.truth]]
+    return float((right > wrong).mean())

@@ -50,13 +50,17 @@ def _gpu() -> Finding:
 
     if torch.cuda.is_available():
         return Finding("GPU", "ok", f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}")
-    return Finding("GPU", "note", f"none, {torch.get_num_threads()} CPU threads", "everything runs on the CPU, slower")
+    return Finding(
+        "GPU", "note", f"none, {torch.get_num_threads()} CPU threads", "everything runs on the CPU, slower"
+    )
 
 
 def _ffmpeg() -> Finding:
     import av
 
-    libraries = ", ".join(f"{name} {'.'.join(map(str, version))}" for name, version in av.library_versions.items())
+    libraries = ", ".join(
+        f"{name} {'.'.join(map(str, version))}" for name, version in av.library_versions.items()
+    )
     codecs = [name for name in ("h264", "hevc", "vp9", "av1", "mpeg4") if name in av.codecs_available]
     return Finding("FFmpeg (in PyAV)", "ok", f"{libraries}; decodes {', '.join(codecs)}")
 
@@ -67,19 +71,28 @@ def _faiss() -> Finding:
     installed = [name for name in ("faiss-cpu", "faiss-gpu") if _has(name)]
     if len(installed) == 2:
         return Finding(
-            "faiss", "missing", "faiss-cpu and faiss-gpu are both installed and own one module", "pip uninstall -y faiss-cpu faiss-gpu, then install one"
+            "faiss",
+            "missing",
+            "faiss-cpu and faiss-gpu are both installed and own one module",
+            "pip uninstall -y faiss-cpu faiss-gpu, then install one",
         )
     try:
         import faiss
         import numpy as np
     except ImportError:
-        return Finding("faiss", "missing", "not installed", "pip install faiss-cpu (or faiss-gpu, never both)")
+        return Finding(
+            "faiss", "missing", "not installed", "pip install faiss-cpu (or faiss-gpu, never both)"
+        )
     vectors = np.eye(8, dtype=np.float32)
     index = faiss.IndexFlatIP(8)
     index.add(vectors)
     found = index.search(vectors, 1)[1][:, 0].tolist()
     works = found == list(range(8))
-    return Finding("faiss", "ok" if works else "missing", f"{', '.join(installed)} {faiss.__version__}, search works: {works}")
+    return Finding(
+        "faiss",
+        "ok" if works else "missing",
+        f"{', '.join(installed)} {faiss.__version__}, search works: {works}",
+    )
 
 
 def _has(distribution: str) -> bool:
@@ -96,7 +109,9 @@ def _nltk_data(name: str, resource: str, package: str) -> Finding:
     for suffix in ("", ".zip"):
         try:
             path = nltk.data.find(f"{resource}{suffix}")
-            return Finding(name, "ok", f"found in {Path(str(path)).parent.parent.name}/{Path(str(path)).parent.name}")
+            return Finding(
+                name, "ok", f"found in {Path(str(path)).parent.parent.name}/{Path(str(path)).parent.name}"
+            )
         except (LookupError, OSError):
             continue
     return Finding(name, "note", "not found; the demo brings its own", f"python -m nltk.downloader {package}")
@@ -108,7 +123,12 @@ def _spacy_pipelines() -> Finding:
     names = spacy.util.get_installed_models()
     if names:
         return Finding("spaCy pipeline", "ok", ", ".join(names))
-    return Finding("spaCy pipeline", "note", "none installed", "python -m spacy download en_core_web_sm (or --taggers nltk)")
+    return Finding(
+        "spaCy pipeline",
+        "note",
+        "none installed",
+        "python -m spacy download en_core_web_sm (or --taggers nltk)",
+    )
 
 
 def _tinyclip() -> Finding:
@@ -116,7 +136,12 @@ def _tinyclip() -> Finding:
 
     if (TINYCLIP / "open_clip_model.safetensors").is_file():
         return Finding("demo model", "ok", "tiny CLIP of the drawn world")
-    return Finding("demo model", "missing", f"{TINYCLIP.name} is not in the package", "python -m pipelines.toyworld.pretrain")
+    return Finding(
+        "demo model",
+        "missing",
+        f"{TINYCLIP.name} is not in the package",
+        "python -m pipelines.toyworld.pretrain",
+    )
 
 
 def _machine() -> Finding:
@@ -148,5 +173,7 @@ def examine() -> list[Finding]:
         try:
             findings.append(check())
         except Exception as error:  # a broken installation can raise anything at import
-            findings.append(Finding(name, "missing", f"{type(error).__name__}: {error}", 'pip install -e ".[all]"'))
+            findings.append(
+                Finding(name, "missing", f"{type(error).__name__}: {error}", 'pip install -e ".[all]"')
+            )
     return findings

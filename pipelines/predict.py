@@ -90,14 +90,16 @@ def predict_videos(
 
 
 def _video_files(videos: Sequence[Path]) -> list[Path]:
-    from aligner.plan import VIDEO_SUFFIXES
+    from aligner.plan import VIDEO_EXTENSIONS
 
     files: list[Path] = []
     for path in videos:
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_EXTENSIONS)
             if not found:
-                raise PipelineError(f"{path} holds no video; known endings are {', '.join(sorted(VIDEO_SUFFIXES))}")
+                raise PipelineError(
+                    f"{path} holds no video; known endings are {', '.join(sorted(VIDEO_EXTENSIONS))}"
+                )
             files += found
         else:
             # A file that is missing or unreadable becomes a row with its reason, so that one of many stops nothing.
@@ -118,7 +120,6 @@ def _predict(
     report: bool,
 ) -> list[Prediction]:
     from adapter.evaluate import predict
-
     from pipelines import stages
 
     layout = Layout(work)

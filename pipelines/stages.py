@@ -201,7 +201,9 @@ def score_table(config: PipelineConfig, layout: Layout) -> Any:
         [adapter, *(_percent(found.get(name)) for name in names)] for adapter, found in scores.items()
     ]
     sizes = {name: result["n"] for found in scores.values() for name, result in found.items()}
-    note = "Top-1 in %. Videos: " + ", ".join(f"{name} {sizes[name]}" for name in names if name in sizes) + "."
+    note = (
+        "Top-1 in %. Videos: " + ", ".join(f"{name} {sizes[name]}" for name in names if name in sizes) + "."
+    )
     return Table("Results", ["model", *names], rows, note)
 
 
@@ -227,5 +229,7 @@ def facts(manifest: dict[str, Any], layout: Layout) -> dict[str, str]:
 def notices(manifest: dict[str, Any]) -> list[str]:
     """Warnings that a report must carry in plain sight."""
     if manifest["model"]["random_weights"]:
-        return ["The vision-language model has random weights (--pretrained none): this shows the plumbing, nothing else."]
+        return [
+            "The vision-language model has random weights (--pretrained none): this shows the plumbing, nothing else."
+        ]
     return []

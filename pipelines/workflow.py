@@ -239,11 +239,19 @@ def _evaluation_step(config: PipelineConfig, layout: Layout, name: str, section:
     def key() -> Any:
         from adapter import __version__
 
-        inputs = [_alignments_output(layout.alignments), _fingerprint(layout.labels(section.labels)), _fingerprint(run)]
+        inputs = [
+            _alignments_output(layout.alignments),
+            _fingerprint(layout.labels(section.labels)),
+            _fingerprint(run),
+        ]
         return [__version__, section.model_dump(mode="json", exclude={"adapters"}), inputs]
 
     def output() -> str | None:
-        return sha256_of([file_sha256(file) for file in files]) if all(file.is_file() for file in files) else None
+        return (
+            sha256_of([file_sha256(file) for file in files])
+            if all(file.is_file() for file in files)
+            else None
+        )
 
     def work() -> str:
         from pipelines import stages
@@ -262,7 +270,13 @@ def _report_step(config: PipelineConfig, layout: Layout) -> Step:
 
         scores = [file_sha256(path) for path in sorted(layout.root.glob("runs/*/eval-*.json"))]
         runs = [_fingerprint(layout.run(name)) for name in config.adapters]
-        return [__version__, section.model_dump(mode="json"), _alignments_output(layout.alignments), runs, scores]
+        return [
+            __version__,
+            section.model_dump(mode="json"),
+            _alignments_output(layout.alignments),
+            runs,
+            scores,
+        ]
 
     def work() -> str:
         from pipelines import stages

@@ -9,7 +9,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("corpus_builder", "aligner", "adapter")
-HEAVY = {"torch", "open_clip", "spacy", "nltk", "faiss", "pandas", "pyarrow", "av", "numpy", "transformers", "safetensors"}
+HEAVY = {
+    "torch",
+    "open_clip",
+    "spacy",
+    "nltk",
+    "faiss",
+    "pandas",
+    "pyarrow",
+    "av",
+    "numpy",
+    "transformers",
+    "safetensors",
+}
 FILES = [path for stage in (*STAGES, "pipelines") for path in sorted((ROOT / stage).rglob("*.py"))]
 
 

@@ -124,7 +124,9 @@ class Synset:
 def synsets() -> list[Synset]:
     """All synsets in table order."""
     rows = [[cell.strip() for cell in line.split("|")] for line in _TABLE.strip().splitlines()]
-    return [Synset(tuple(lemmas.split(",")), f"noun.{lexname}", up, gloss) for lemmas, lexname, up, gloss in rows]
+    return [
+        Synset(tuple(lemmas.split(",")), f"noun.{lexname}", up, gloss) for lemmas, lexname, up, gloss in rows
+    ]
 
 
 def gloss_of(entity: str) -> str:
@@ -137,11 +139,19 @@ def gloss_of(entity: str) -> str:
     raise KeyError(f"{entity!r} is not in the demo lexicon")
 
 
-_RIVALS = {("box", "plant"), ("drum", "container"), ("bat", "animal"), ("kite", "bird"), ("horse", "sports_equipment")}
+_RIVALS = {
+    ("box", "plant"),
+    ("drum", "container"),
+    ("bat", "animal"),
+    ("kite", "bird"),
+    ("horse", "sports_equipment"),
+}
 _RIVALS |= {("arm", "device")}
 
 
-def _data_line(synset: Synset, offset: int, offsets: dict[int, int], index: int, all_synsets: list[Synset]) -> str:
+def _data_line(
+    synset: Synset, offset: int, offsets: dict[int, int], index: int, all_synsets: list[Synset]
+) -> str:
     """A line of ``data.noun``; eight-digit offsets keep its length the same in both passes."""
     lemmas = " ".join(f"{lemma} 0" for lemma in synset.lemmas)
     pointers = []

@@ -68,7 +68,13 @@ def _stride(t: float, s: Setting) -> float:
 def _walking(t: float, s: Setting, x: float, arms: tuple[tuple[float, float], tuple[float, float]]) -> Pose:
     step = 26 * _stride(t, s)
     return Pose(
-        x, 0, 4, arms[0], arms[1], (step, -10 - 14 * max(0, step / 26)), (-step, -10 - 14 * max(0, -step / 26))
+        x,
+        0,
+        4,
+        arms[0],
+        arms[1],
+        (step, -10 - 14 * max(0, step / 26)),
+        (-step, -10 - 14 * max(0, -step / 26)),
     )
 
 
@@ -158,7 +164,13 @@ def _climb_place(t: float, s: Setting, j: Skeleton) -> Place:
 def _ride_pose(t: float, s: Setting) -> Pose:
     pedal = 18 * _stride(t, s)
     return Pose(
-        s.start + s.facing * 0.5 * (t - 0.5), 0.12, 16, (62, 14), (56, 14), (50 + pedal, -70), (50 - pedal, -70)
+        s.start + s.facing * 0.5 * (t - 0.5),
+        0.12,
+        16,
+        (62, 14),
+        (56, 14),
+        (50 + pedal, -70),
+        (50 - pedal, -70),
     )
 
 
@@ -183,7 +195,15 @@ def _play_place(t: float, s: Setting, j: Skeleton) -> Place:
 
 def _swing_pose(t: float, s: Setting) -> Pose:
     sweep = 0.5 - 0.5 * float(np.cos(2 * np.pi * (1.3 * t * s.speed + 0.2 * s.phase)))
-    return Pose(s.start, 0, _mix(-10, 16, sweep), (_mix(175, 40, sweep), 5), (_mix(160, 30, sweep), 8), (14, 0), (-14, 0))
+    return Pose(
+        s.start,
+        0,
+        _mix(-10, 16, sweep),
+        (_mix(175, 40, sweep), 5),
+        (_mix(160, 30, sweep), 8),
+        (14, 0),
+        (-14, 0),
+    )
 
 
 def _swing_place(t: float, s: Setting, j: Skeleton) -> Place:

@@ -69,7 +69,17 @@ def skeleton(pose: Pose, ground: float, height: float, facing: int) -> Skeleton:
     near_knee, near_foot = limb(hips, (pose.near_leg[0] + bend, pose.near_leg[1] - 1.7 * bend), THIGH, SHIN)
     far_knee, far_foot = limb(hips, (pose.far_leg[0] + bend, pose.far_leg[1] - 1.7 * bend), THIGH, SHIN)
     return Skeleton(
-        head, shoulder, hips, near_elbow, near_hand, far_elbow, far_hand, near_knee, near_foot, far_knee, far_foot
+        head,
+        shoulder,
+        hips,
+        near_elbow,
+        near_hand,
+        far_elbow,
+        far_hand,
+        near_knee,
+        near_foot,
+        far_knee,
+        far_foot,
     )
 
 

@@ -36,8 +36,9 @@ from pipelines.toyworld.vocabulary import ACTIONS, BODY_PARTS, ENTITIES, OBJECTS
 
 PIXELS, PATCH = 64, 8
 CONTEXT = 32
+EMBED_DIM = 128
 MODEL = {
-    "embed_dim": 128,
+    "embed_dim": EMBED_DIM,
     "vision_cfg": {"image_size": PIXELS, "layers": 4, "width": 128, "head_width": 32, "patch_size": PATCH},
     # The token table of CLIP's vocabulary is most of the file, hence the narrow text tower.
     "text_cfg": {"context_length": CONTEXT, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 2},
@@ -94,7 +95,9 @@ def patch_cover(entity: np.ndarray) -> np.ndarray:
 
 def _worn(rgb: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Light, noise and compression as a video file may have them."""
-    picture = rgb.astype(np.float32) * random.uniform(0.85, 1.15) + random.normal(0, random.uniform(0, 5), rgb.shape)
+    picture = rgb.astype(np.float32) * random.uniform(0.85, 1.15) + random.normal(
+        0, random.uniform(0, 5), rgb.shape
+    )
     worn = np.clip(picture, 0, 255).astype(np.uint8)
     if random.uniform() < 0.3:
         buffer = BytesIO()
@@ -110,7 +113,11 @@ def example(seed: int, index: int, sprite_offset: int = 0) -> Example:
     clip = sample_clip(action, random)
     frame = render(clip, float(random.uniform()), PIXELS, sprite_offset)
     cover = patch_cover(frame.entity)
-    seen = [name for name, share in zip(ENTITIES, cover.mean(0), strict=True) if share > VISIBLE and name in OBJECTS]
+    seen = [
+        name
+        for name, share in zip(ENTITIES, cover.mean(0), strict=True)
+        if share > VISIBLE and name in OBJECTS
+    ]
     if action:
         others = [name for name in seen if name != action.object]
         caption = action_caption(action, clip.scene, others, random)
@@ -188,7 +195,7 @@ class Trainer:
         self.model = open_clip.CLIP(**MODEL)
         open_clip.set_model_preprocess_cfg(self.model, PREPROCESS)
         self.encoders = {merge: ClipRegionEncoder(self.model, merge) for merge in (0, MERGE)}
-        self.words = nn.Linear(MODEL["embed_dim"], len(vocabulary_words()))
+        self.words = nn.Linear(EMBED_DIM, len(vocabulary_words()))
         self.tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=CONTEXT)
         self.random = np.random.default_rng(seed)
         parameters = [*self.model.parameters(), *self.words.parameters()]
@@ -196,7 +203,9 @@ class Trainer:
         warm, self.steps = 300, steps
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimiser,
-            lambda step: min((step + 1) / warm, 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * min(1, step / steps)))),
+            lambda step: min(
+                (step + 1) / warm, 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * min(1, step / steps)))
+            ),
         )
 
     def entity_texts(self) -> Tensor:
@@ -219,7 +228,9 @@ class Trainer:
             "words": functional.binary_cross_entropy_with_logits(self.words(text) * 10, batch["words"]) * 10,
         }
         self.optimiser.zero_grad()
-        (0.5 * losses["contrastive"] + losses["region"] + 0.5 * losses["frame"] + 0.3 * losses["words"]).backward()
+        (
+            0.5 * losses["contrastive"] + losses["region"] + 0.5 * losses["frame"] + 0.3 * losses["words"]
+        ).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         self.schedule.step()
@@ -227,7 +238,9 @@ class Trainer:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, merge: int = MERGE, frames: int = 512, seed: int = 10**6) -> dict[str, float]:
+def evaluate(
+    model: open_clip.CLIP, merge: int = MERGE, frames: int = 512, seed: int = 10**6
+) -> dict[str, float]:
     """Accuracies on unseen frames with unseen sprite variants (0..1).
 
     ``acc_patch``, ``acc_object_patch``: the best entity is the one that covers most of the patch (all patches / those
@@ -256,9 +269,14 @@ def evaluate(model: nn.Module, merge: int = MERGE, frames: int = 512, seed: int 
     return result
 
 
-def _prompted(model: nn.Module, tokenizer: open_clip.tokenizer.SimpleTokenizer, names: list[str]) -> Tensor:
+def _prompted(
+    model: open_clip.CLIP, tokenizer: open_clip.tokenizer.SimpleTokenizer, names: list[str]
+) -> Tensor:
     texts = torch.stack(
-        [model.encode_text(tokenizer([f"{stem} a {name}" for name in names]), normalize=True) for stem in STEMS]
+        [
+            model.encode_text(tokenizer([f"{stem} a {name}" for name in names]), normalize=True)
+            for stem in STEMS
+        ]
     )
     return functional.normalize(texts.mean(0), dim=-1)
 
@@ -275,7 +293,9 @@ def save(model: nn.Module, folder: Path, facts: dict[str, object]) -> None:
     (folder / "training.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
 
 
-def train(out: Path, steps: int, batch: int, seed: int, learning_rate: float, workers: int, every: int) -> None:
+def train(
+    out: Path, steps: int, batch: int, seed: int, learning_rate: float, workers: int, every: int
+) -> None:
     """Train, printing losses and accuracies every so many steps, and save."""
     torch.set_num_threads(1)
     trainer = Trainer(seed, steps, learning_rate)
@@ -287,13 +307,21 @@ def train(out: Path, steps: int, batch: int, seed: int, learning_rate: float, wo
             scores = evaluate(trainer.model)
             line = {"step": step, "minutes": (time.perf_counter() - begun) / 60, **losses, **scores}
             print(json.dumps({key: round(value, 4) for key, value in line.items()}), flush=True)
-            facts = {"seed": seed, "steps": steps, "done": step, "batch": batch, "learning_rate": learning_rate}
+            facts = {
+                "seed": seed,
+                "steps": steps,
+                "done": step,
+                "batch": batch,
+                "learning_rate": learning_rate,
+            }
             save(trainer.model, out, {**facts, "images": step * batch, "accuracy": scores})
 
 
 def main() -> None:
     """Command line of the training."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tinyclip")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=64)

@@ -13,7 +13,9 @@ from pipelines.toyworld.vocabulary import ENTITY_ID, OBJECTS, SCENES, Action
 
 _SOLID = [0] * 128 + [255] * 128  # alpha to mask
 OVERSAMPLE = 2  # frames are drawn this much larger, then reduced: smooth edges
-UPRIGHT = frozenset({"ladder", "chair", "cart", "horse", "dog", "cat", "bicycle", "skateboard", "flower", "lamp"})
+UPRIGHT = frozenset(
+    {"ladder", "chair", "cart", "horse", "dog", "cat", "bicycle", "skateboard", "flower", "lamp"}
+)
 
 
 @dataclass(frozen=True)
@@ -76,20 +78,30 @@ class Canvas:
     def object(self, name: str, seed: int, place: Place, flip: bool) -> None:
         """An object's sprite at a place."""
         side = max(4, round(place.size * self.pixels))
-        picture = sprite(name, seed).resize((side, side), Image.Resampling.BOX if side < 96 else Image.Resampling.BICUBIC)
+        picture = sprite(name, seed).resize(
+            (side, side), Image.Resampling.BOX if side < 96 else Image.Resampling.BICUBIC
+        )
         if flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if round(place.angle) % 360:
             picture = picture.rotate(-place.angle, Image.Resampling.BILINEAR, expand=True)
-        corner = (round(place.x * self.pixels - picture.width / 2), round(place.y * self.pixels - picture.height / 2))
+        corner = (
+            round(place.x * self.pixels - picture.width / 2),
+            round(place.y * self.pixels - picture.height / 2),
+        )
         self.image.paste(picture, corner, picture)
         solid = picture.getchannel("A").point(_SOLID)
-        self.entity.paste(ENTITY_ID[name], (*corner, corner[0] + picture.width, corner[1] + picture.height), solid)
+        self.entity.paste(
+            ENTITY_ID[name], (*corner, corner[0] + picture.width, corner[1] + picture.height), solid
+        )
 
     def person(self, joints: Skeleton, who: Look, facing: int) -> None:
         """A person: far limbs first, near limbs last."""
         h = who.height
-        for knee, foot, arm_far in ((joints.far_knee, joints.far_foot, True), (joints.near_knee, joints.near_foot, False)):
+        for knee, foot, arm_far in (
+            (joints.far_knee, joints.far_foot, True),
+            (joints.near_knee, joints.near_foot, False),
+        ):
             colour = shade(who.trousers, 0.8 if arm_far else 1.0)
             self.stick([joints.hips, knee, foot], 0.075 * h, colour, "leg")
             self.stick([foot, (foot[0] + facing * 0.06 * h, foot[1])], 0.06 * h, who.shoes, "foot")
@@ -99,10 +111,14 @@ class Canvas:
         hair = (joints.head[0] - facing * 0.025 * h, joints.head[1] - 0.035 * h)
         self.disc(hair, 0.075 * h, who.hair, "head")
         self.disc((joints.head[0] + facing * 0.02 * h, joints.head[1] + 0.02 * h), 0.07 * h, who.skin, "head")
-        self.disc((joints.head[0] + facing * 0.055 * h, joints.head[1] + 0.005 * h), 0.012 * h, (30, 30, 36), "head")
+        self.disc(
+            (joints.head[0] + facing * 0.055 * h, joints.head[1] + 0.005 * h), 0.012 * h, (30, 30, 36), "head"
+        )
         self._arm(joints.near_elbow, joints.near_hand, joints, who, 1.0)
 
-    def _arm(self, elbow: tuple[float, float], hand: tuple[float, float], j: Skeleton, who: Look, light: float) -> None:
+    def _arm(
+        self, elbow: tuple[float, float], hand: tuple[float, float], j: Skeleton, who: Look, light: float
+    ) -> None:
         self.stick([j.shoulder, elbow, hand], 0.06 * who.height, shade(who.shirt, 0.85 * light), "arm")
         self.disc(hand, 0.042 * who.height, shade(who.skin, light), "hand")
 
@@ -130,7 +146,13 @@ def sample_clip(action: Action | None, random: np.random.Generator) -> Clip:
     count = int(random.integers(1, 3)) if action else int(random.integers(4, 8))
     bystanders = tuple(_bystander(action, bool(action), random) for _ in range(count))
     return Clip(
-        scene, int(random.integers(64)), action, setting, look(int(random.integers(1 << 31))), _seed(random), bystanders
+        scene,
+        int(random.integers(64)),
+        action,
+        setting,
+        look(int(random.integers(1 << 31))),
+        _seed(random),
+        bystanders,
     )
 
 
@@ -184,4 +206,4 @@ def _act(canvas: Canvas, clip: Clip, action: Action, time: float, sprite_offset:
         canvas.person(joints, clip.person, setting.facing)
         canvas.object(action.object, clip.sprite_seed + sprite_offset, place, flip)
     if action.motion == "fly":
-        canvas.stick([joints.near_hand, (place.x, place.y + 0.1)], 0.006, (60, 60, 70), clip.action.object)
+        canvas.stick([joints.near_hand, (place.x, place.y + 0.1)], 0.006, (60, 60, 70), action.object)

@@ -111,10 +111,17 @@ def _stage(p: Pen, s: Style) -> None:
         for index in range(3):
             x = index * 0.06 if side == 0 else 1 - index * 0.06
             step = 0.06 if side == 0 else -0.06
-            p.polygon([(x, 0), (x + step, 0), (x + step * 0.8, GROUND), (x, GROUND)], shade(curtain, 1 - 0.15 * index))
+            p.polygon(
+                [(x, 0), (x + step, 0), (x + step * 0.8, GROUND), (x, GROUND)],
+                shade(curtain, 1 - 0.15 * index),
+            )
     for x in (0.3, 0.5, 0.7):
         light = s.colour((0.14, 0.5, 0.85), 0.25, 0.98)
-        p.polygon([(x - 0.02, 0.02), (x + 0.02, 0.02), (x + 0.14, GROUND), (x - 0.14, GROUND)], shade(light, 0.45), 0)
+        p.polygon(
+            [(x - 0.02, 0.02), (x + 0.02, 0.02), (x + 0.14, GROUND), (x - 0.14, GROUND)],
+            shade(light, 0.45),
+            0,
+        )
         p.disc(x, 0.03, 0.035, light)
     _ground(p, s.colour((0.06,), 0.55, 0.42))
     _stripes(p, (72, 46, 34), 11, 0.01)

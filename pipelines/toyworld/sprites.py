@@ -1,7 +1,7 @@
 """Procedural object drawings: every sprite is one of countless variants, chosen by a seed."""
 
 import colorsys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -31,13 +31,13 @@ class Pen:
         self.image = Image.new("RGBA", (pixels, pixels), (0, 0, 0, 0))
         self._draw = ImageDraw.Draw(self.image)
 
-    def _scaled(self, points: list[Point]) -> list[Point]:
+    def _scaled(self, points: Sequence[Point]) -> list[Point]:
         return [(x * self.pixels, y * self.pixels) for x, y in points]
 
     def _width(self, width: float) -> int:
         return max(1, round(width * self.pixels))
 
-    def polygon(self, points: list[Point], fill: Colour, outline: float = 0.02) -> None:
+    def polygon(self, points: Sequence[Point], fill: Colour, outline: float = 0.02) -> None:
         """A filled polygon."""
         self._draw.polygon(self._scaled(points), fill=fill)
         if outline:
@@ -64,7 +64,7 @@ class Pen:
         bounds = self._scaled([(x - radius, y - radius), (x + radius, y + radius)])
         self._draw.ellipse(bounds, outline=colour, width=self._width(width))
 
-    def line(self, points: list[Point], colour: Colour, width: float) -> None:
+    def line(self, points: Sequence[Point], colour: Colour, width: float) -> None:
         """A line with round ends and joints."""
         scaled = self._scaled(points)
         self._draw.line(scaled, fill=colour, width=self._width(width), joint="curve")
@@ -72,7 +72,9 @@ class Pen:
         for x, y in (scaled[0], scaled[-1]):
             self._draw.ellipse((x - half, y - half, x + half, y + half), fill=colour)
 
-    def arc(self, x: float, y: float, radius: float, start: float, end: float, colour: Colour, width: float) -> None:
+    def arc(
+        self, x: float, y: float, radius: float, start: float, end: float, colour: Colour, width: float
+    ) -> None:
         """A part of a circle, angles in degrees clockwise from the right."""
         bounds = self._scaled([(x - radius, y - radius), (x + radius, y + radius)])
         self._draw.arc(bounds, start, end, fill=colour, width=self._width(width))
@@ -214,7 +216,14 @@ def _bicycle(p: Pen, s: Style) -> None:
         p.ring(x, 0.66, 0.22, DARK, 0.055)
         p.disc(x, 0.66, 0.03, s.grey(0.7))
     hub, seat, head = (0.46, 0.68), (0.36, 0.36), (0.7, 0.36)
-    for a, b in (((0.22, 0.66), seat), ((0.22, 0.66), hub), (hub, seat), (hub, head), (seat, head), (head, (0.78, 0.66))):
+    for a, b in (
+        ((0.22, 0.66), seat),
+        ((0.22, 0.66), hub),
+        (hub, seat),
+        (hub, head),
+        (seat, head),
+        (head, (0.78, 0.66)),
+    ):
         p.line([a, b], frame, 0.05)
     p.line([(0.27, 0.32), (0.43, 0.32)], DARK, 0.07)
     p.line([(0.7, 0.36), (0.68, 0.22), (0.8, 0.2)], DARK, 0.05)

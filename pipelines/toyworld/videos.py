@@ -47,7 +47,9 @@ def planned(folder: Path, seed: int, per_class: dict[str, int]) -> Iterator[tupl
                 yield split, Task(path, action.label, (seed, split_number, number, clip))
 
 
-def frames_of(action: Action, seed: tuple[int, ...], frames: int = FRAMES, pixels: int = PIXELS) -> list[np.ndarray]:
+def frames_of(
+    action: Action, seed: tuple[int, ...], frames: int = FRAMES, pixels: int = PIXELS
+) -> list[np.ndarray]:
     """The frames of one clip, each (pixels, pixels, 3) uint8."""
     clip = sample_clip(action, np.random.default_rng(seed))
     times = (np.arange(frames) + 0.5) / frames
@@ -61,11 +63,15 @@ def write_video(path: Path, frames: list[np.ndarray], rate: int = RATE) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.mp4")
     with av.open(str(partial), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast", "threads": "1"})
+        stream = container.add_stream(
+            "libx264", rate=rate, options={"crf": "18", "preset": "veryfast", "threads": "1"}
+        )
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
+            )
         container.mux(stream.encode())
     os.replace(partial, path)
 
@@ -98,7 +104,9 @@ def write_videos(
     with (folder / "manifest.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "split"])
-        writer.writerows((task.path.relative_to(folder).as_posix(), task.label, split) for split, task in plan)
+        writer.writerows(
+            (task.path.relative_to(folder).as_posix(), task.label, split) for split, task in plan
+        )
     lists = {
         "labels.txt": [action.label for action in ACTIONS if not action.held_out],
         "unseen.txt": [action.label for action in ACTIONS if action.held_out],

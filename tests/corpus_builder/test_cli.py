@@ -48,7 +48,7 @@ def test_mine_writes_the_promised_columns(shared, tmp_path):
 
 @pytest.mark.shared
 def test_build_inspect_and_search(shared, tmp_path, tiny_clip):
-    (tmp_path / "l.txt").write_text("riding horse\nplaying cello\n")
+    (tmp_path / "l.txt").write_text("riding camel\nplaying cello\n")
     out = tmp_path / "corpus"
     done = run(
         "build", "--labels", tmp_path / "l.txt", "--model", tiny_clip, "--taggers", "nltk", "--no-body-parts",
@@ -58,9 +58,9 @@ def test_build_inspect_and_search(shared, tmp_path, tiny_clip):
     assert "2 entities" in done.stdout
     done = run("inspect", out, "--verify", "--json")
     assert done.exit_code == 0 and json.loads(done.stdout)["entities"] == 2
-    done = run("search", out, "a horse", "--k", 1, "--model", tiny_clip, "--json")
+    done = run("search", out, "a camel", "--k", 1, "--model", tiny_clip, "--json")
     assert done.exit_code == 0 and len(json.loads(done.stdout)) == 1
-    done = run("search", out, "a horse", "--model", tiny_clip)
+    done = run("search", out, "a camel", "--model", tiny_clip)
     assert done.exit_code == 0 and "cello.n.01" in done.stdout
     data = (out / "entities.faiss").read_bytes()
     (out / "entities.faiss").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))

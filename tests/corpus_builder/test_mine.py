@@ -42,7 +42,7 @@ KNOWN = {
     "punching bag": {"punching bag"},
     "BoxingPunchingBag": {"punching bag"},
     "tapping guitar": {"guitar"},
-    "cleaning windows": {"window"},
+    "chopping wood": {"wood"},
     "kick ball": {"ball"},
     "catching or throwing baseball": {"baseball"},
     "petting animal (not cat)": {"animal"},

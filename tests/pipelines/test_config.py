@@ -1,0 +1,123 @@
+"""The YAML of ``alt run``: every mistake is one clear line, and all lines come together."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.config import check_config, load_config
+from pipelines.errors import PipelineError
+from pipelines.template import TEMPLATE, write_template
+
+
+def raw() -> dict[str, Any]:
+    return {
+        "out": "out",
+        "model": "ViT-B-16",
+        "pretrained": "none",
+        "corpus": {"labels": "labels.txt"},
+        "labels": {"train": {"file": "labels.txt"}},
+        "alignments": {"videos": "videos"},
+        "adapters": {"alt": {"labels": "train", "epochs": 2}},
+        "evaluations": [{"name": "test", "labels": "train"}],
+        "report": {"adapter": "alt", "evaluation": "test"},
+    }
+
+
+def problems(changed: dict[str, Any]) -> str:
+    with pytest.raises(PipelineError) as caught:
+        check_config(changed, Path("."), "x.yaml")
+    return str(caught.value)
+
+
+def test_a_good_config_resolves_paths_against_its_folder(tmp_path: Path) -> None:
+    config = check_config(raw(), tmp_path)
+    assert config.out == tmp_path.resolve() / "out"
+    assert config.labels["train"].file == tmp_path.resolve() / "labels.txt"
+    assert config.corpus.labels == tmp_path.resolve() / "labels.txt"
+    assert config.adapters["alt"].options() == {"epochs": 2}
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "hint"),
+    [
+        ((), "modle", "modle: unknown key (did you mean 'model'?)"),
+        (("corpus",), "lables", "corpus.lables: unknown key (did you mean 'labels'?)"),
+        (("alignments",), "frame", "alignments.frame: unknown key (did you mean 'frames'?)"),
+        (("labels", "train"), "fil", "labels.train.fil: unknown key (did you mean 'file'?)"),
+        (("report",), "video", "report.video: unknown key (did you mean 'videos'?)"),
+    ],
+)
+def test_a_typo_gets_a_suggestion(where: tuple[str, ...], key: str, hint: str) -> None:
+    changed = raw()
+    section = changed
+    for name in where:
+        section = section[name]
+    section[key] = "x"
+    assert hint in problems(changed)
+
+
+def test_the_adapters_own_options_are_checked_too() -> None:
+    changed = raw()
+    changed["adapters"]["alt"]["epocks"] = 3
+    assert "adapters.alt: unknown option 'epocks' (did you mean 'epochs'?)" in problems(changed)
+
+
+def test_all_problems_are_reported_together() -> None:
+    changed = raw()
+    changed["modle"] = "x"
+    changed["alignments"] = {"frames": "many"}
+    text = problems(changed)
+    assert "3 problem(s)" in text
+    assert "alignments.videos: missing" in text and "alignments.frames" in text and "'many'" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            {"adapters": {"alt": {"labels": "trian"}}},
+            "adapters.alt.labels: there is no 'trian' (did you mean 'train'?)",
+        ),
+        (
+            {"evaluations": [{"name": "test", "labels": "new"}]},
+            "evaluations.test.labels: there is no 'new'; there are train",
+        ),
+        ({"report": {"adapter": "alt", "evaluation": "tset"}}, "did you mean 'test'?"),
+        ({"adapters": {"../x": {"labels": "train"}}, "report": None}, "'../x' cannot name a folder"),
+    ],
+)
+def test_names_must_refer_to_something(change: dict[str, Any], expected: str) -> None:
+    assert expected in problems(raw() | change)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a: [1", "not valid YAML"), ("- 1", "a mapping with the keys"), ("", "a mapping with")],
+)
+def test_broken_files(tmp_path: Path, text: str, expected: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(PipelineError, match=expected):
+        load_config(file)
+
+
+def test_a_missing_file_names_the_command_that_writes_one(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="alt init"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_the_template_is_a_valid_config(tmp_path: Path) -> None:
+    write_template(tmp_path / "alt.yaml")
+    config = load_config(tmp_path / "alt.yaml")
+    assert (config.model, config.pretrained) == ("ViT-B-16", "openai")
+    assert yaml.safe_load(TEMPLATE)["alignments"]["merge"] == 8
+    with pytest.raises(PipelineError, match="--force"):
+        write_template(tmp_path / "alt.yaml")
+
+
+def test_a_dumped_config_reads_back_the_same(tmp_path: Path) -> None:
+    config = check_config(raw(), tmp_path)
+    again = check_config(config.model_dump(mode="json", exclude_none=True), Path("/elsewhere"))
+    assert again == config

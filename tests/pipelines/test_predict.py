@@ -1,0 +1,58 @@
+"""``alt predict``: own files in, a row for each out, whatever the file holds."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+from pipelines.config import PipelineConfig
+from pipelines.errors import PipelineError
+from pipelines.predict import find_source, predict_videos
+
+RUNNER = CliRunner()
+
+
+def test_every_file_gets_a_row(miniature: PipelineConfig, tmp_path: Path) -> None:
+    root = miniature.alignments.videos.parent
+    files = [root / "videos" / "0-3.mp4", root / "videos" / "broken.mp4", tmp_path / "missing.mp4"]
+    found = predict_videos(files, root / "new.txt", miniature.out, tmp_path / "predicted")
+    assert [item.video for item in found] == [str(file) for file in files]
+    good, broken, missing = found
+    assert set(good.labels) == {"juggling balls", "riding a horse"} and good.error is None
+    assert sum(good.probabilities) == pytest.approx(1, abs=1e-5)
+    assert broken.error and missing.error and not broken.labels
+    assert "<title>" in (tmp_path / "predicted" / "report.html").read_text()
+    assert len(json.loads((tmp_path / "predicted" / "predictions.json").read_text())) == 3
+    rows = list(csv.DictReader((tmp_path / "predicted" / "predictions.csv").open()))
+    assert sum(row["video"] == str(files[0]) for row in rows) == 2
+    assert any(row["error"] for row in rows)
+
+
+def test_the_command_says_done_with_failures(miniature: PipelineConfig) -> None:
+    root = miniature.alignments.videos.parent
+    broken = str(root / "videos" / "broken.mp4")
+    arguments = ["predict", broken, "--labels", str(root / "new.txt"), "--run", str(miniature.out), "--json"]
+    result = RUNNER.invoke(app, arguments)
+    assert result.exit_code == 2, result.output
+    assert json.loads(result.stdout)[0]["error"]
+
+
+def test_a_run_is_found_from_its_folder_or_the_whole(miniature: PipelineConfig) -> None:
+    assert find_source(miniature.out).adapter == "alt"
+    assert find_source(miniature.out / "runs" / "alt").layout.root == miniature.out
+    with pytest.raises(PipelineError, match="not a trained adapter; there are alt"):
+        find_source(miniature.out / "runs" / "other")
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, miniature: PipelineConfig) -> None:
+    with pytest.raises(PipelineError, match="alt run"):
+        find_source(tmp_path / "nothing")
+
+
+def test_an_empty_folder_of_videos_is_an_error(tmp_path: Path, miniature: PipelineConfig) -> None:
+    labels = miniature.alignments.videos.parent / "new.txt"
+    with pytest.raises(PipelineError, match="holds no video"):
+        predict_videos([tmp_path], labels, miniature.out)

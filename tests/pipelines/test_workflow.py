@@ -1,0 +1,81 @@
+"""``alt run``: what runs, what is skipped, and what a change sets off again."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import PipelineConfig
+from pipelines.workflow import Layout, run_pipeline
+
+
+def states(config: PipelineConfig, **options: bool) -> dict[str, str]:
+    return run_pipeline(config, lambda line: None, **options).steps
+
+
+def with_changes(config: PipelineConfig, section: str, **changes: object) -> PipelineConfig:
+    changed = getattr(config, section).model_copy(update=changes)
+    return config.model_copy(update={section: changed})
+
+
+@pytest.fixture
+def copy(miniature: PipelineConfig, tmp_path: Path) -> PipelineConfig:
+    """The finished run in a folder of its own, to be changed."""
+    shutil.copytree(miniature.out, tmp_path / "out")
+    return miniature.model_copy(update={"out": tmp_path / "out"})
+
+
+def test_nothing_runs_twice(miniature: PipelineConfig) -> None:
+    assert set(states(miniature).values()) == {"up to date"}
+
+
+def test_every_artifact_is_there(miniature: PipelineConfig) -> None:
+    layout = Layout(miniature.out)
+    for path in (layout.corpus, layout.labels("train"), layout.alignments, layout.run("alt")):
+        assert (path / "manifest.json").is_file()
+    assert "<title>" in layout.report.read_text()
+    scores = json.loads((layout.run("alt") / "eval-test.json").read_text())
+    assert scores["n"] == 3 and scores["counts"]["planned"] == 4
+
+
+def test_an_adapter_option_leaves_corpus_and_alignments_alone(copy: PipelineConfig) -> None:
+    adapter = copy.adapters["alt"].model_copy(update={"epochs": 2})
+    found = states(copy.model_copy(update={"adapters": {"alt": adapter}}), dry_run=True)
+    assert found["corpus"] == found["labels/train"] == found["alignments"] == "up to date"
+    assert found["train/alt"] == found["evaluate/alt/test"] == found["report"] == "would run"
+
+
+def test_another_corpus_realigns_everything_behind_it(copy: PipelineConfig) -> None:
+    found = states(with_changes(copy, "corpus", body_parts=False))
+    assert found["corpus"] == found["alignments"] == found["train/alt"] == "done"
+    assert found["labels/train"] == "up to date"
+    manifest = json.loads((copy.out / "alignments" / "manifest.json").read_text())
+    corpus = json.loads((copy.out / "corpus" / "manifest.json").read_text())
+    assert manifest["corpus"]["fingerprint"] == corpus["fingerprint"]
+
+
+def test_a_damaged_result_is_made_again(copy: PipelineConfig) -> None:
+    (copy.out / "runs" / "alt" / "eval-test.json").write_text("{}")
+    found = states(copy)
+    assert found["evaluate/alt/test"] == "done" and found["train/alt"] == "up to date"
+    assert json.loads((copy.out / "runs" / "alt" / "eval-test.json").read_text())["n"] == 3
+
+
+def test_a_lost_shard_is_filled_in_and_the_rest_stays(copy: PipelineConfig) -> None:
+    folder = copy.out / "alignments"
+    kept = (folder / "shard-00000.parquet").stat().st_mtime_ns
+    lost = (folder / "shard-00001.parquet").read_bytes()
+    for name in ("shard-00001.parquet", "shard-00001.json"):
+        os.unlink(folder / name)
+    found = states(copy)
+    assert found["alignments"] == "done" and found["train/alt"] == "up to date"
+    assert (folder / "shard-00000.parquet").stat().st_mtime_ns == kept
+    assert (folder / "shard-00001.parquet").read_bytes() == lost
+
+
+def test_a_dry_run_writes_nothing(miniature: PipelineConfig, tmp_path: Path) -> None:
+    config = miniature.model_copy(update={"out": tmp_path / "new"})
+    assert set(states(config, dry_run=True).values()) == {"would run"}
+    assert not config.out.exists()
