@@ -82,6 +82,9 @@ class EvaluationSection(Section):
     split: str = Field("test", description="Split of the videos to score; all takes every video.")
     candidates: str = Field("all", description="all, seen or unseen labels.")
     reverse_time: bool = Field(False, description="Play the videos backwards.")
+    blend: float = Field(
+        0.0, description="Share of zero-shot CLIP's log-probabilities mixed in late, 0 to 1."
+    )
     adapters: list[str] | None = Field(None, description="Only these adapters; default: all.")
 
 

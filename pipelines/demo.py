@@ -13,25 +13,28 @@ from pipelines.workflow import Layout, RunReport, Say, run_pipeline
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"videos": {"train": 2, "val": 1, "test": 1, "zeroshot": 1}, "epochs": 1, "few_epochs": 1},
     "small": {
-        "videos": {"train": 10, "val": 3, "test": 6, "zeroshot": 6},
+        "videos": {"train": 12, "val": 3, "test": 6, "zeroshot": 6},
         "epochs": 20,
-        "few_epochs": 30,
+        "few_epochs": 40,
     },
     "full": {
-        "videos": {"train": 24, "val": 8, "test": 24, "zeroshot_val": 8, "zeroshot": 24},
+        "videos": {"train": 16, "val": 8, "test": 16, "zeroshot": 16},
         "epochs": 40,
         "few_epochs": 60,
     },
 }
 SHOTS = 4
+BLEND = 0.5  # equal parts of the adapter and of zero-shot CLIP for classes never trained on; not tuned
 MERGE = 8  # as the tiny CLIP was trained: 64 patches become 32 regions
-ALT: dict[str, Any] = {"model": "alt", "queries": "tracks", "context": "regions", "whiten_labels": True}
+COMMON: dict[str, Any] = {"blocks": 2}
+ALT: dict[str, Any] = {"model": "alt", "queries": "tracks", "context": "cls"}
+PAPER: dict[str, Any] = {"model": "alt", "queries": "aligned", "context": "pooled", "time_codes": False}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "zero_shot": ("CLIP, mean of frames, no training", {"model": "mean_pool"}),
-    "adapt_then_align": ("adapt-then-align (cls only)", {"model": "adapt_then_align", "whiten_labels": True}),
-    "paper": ("ALT, paper's form (pooled)", {**ALT, "queries": "aligned", "context": "pooled"}),
+    "adapt_then_align": ("adapt-then-align (cls only)", {"model": "adapt_then_align"}),
+    "paper": ("ALT, the paper's pooled form", PAPER),
     "alt_random": ("ALT, random entities (control)", {**ALT, "identities": "scrambled"}),
-    "alt": ("ALT", ALT),
+    "alt": ("ALT, entity tracks", ALT),
 }
 
 
@@ -102,10 +105,10 @@ def demo_config(out: Path, size: str, seed: int) -> PipelineConfig:
     for name, (_, options) in MODELS.items():
         trained = options["model"] != "mean_pool"
         epochs = {"epochs": sizes["epochs"], "seed": seed} if trained else {}
-        adapters[name] = {"labels": "seen", **options, **epochs}
+        adapters[name] = {"labels": "seen", **COMMON, **options, **epochs}
         if trained:
             few = {"epochs": sizes["few_epochs"], "seed": seed, "shots": SHOTS}
-            adapters[f"{name}-{SHOTS}shot"] = {"labels": "seen", **options, **few}
+            adapters[f"{name}-{SHOTS}shot"] = {"labels": "seen", **COMMON, **options, **few}
     raw = {
         "out": str(out),
         "model": f"local-dir:{TINYCLIP}",
@@ -125,7 +128,13 @@ def demo_config(out: Path, size: str, seed: int) -> PipelineConfig:
         "adapters": adapters,
         "evaluations": [
             {"name": "test", "labels": "seen", "split": "test"},
-            {"name": "zeroshot", "labels": "unseen", "split": "zeroshot", "adapters": list(MODELS)},
+            {
+                "name": "zeroshot",
+                "labels": "unseen",
+                "split": "zeroshot",
+                "blend": BLEND,
+                "adapters": list(MODELS),
+            },
         ],
         "report": {"adapter": "alt", "evaluation": "test", "videos": 24},
     }

@@ -125,6 +125,7 @@ def evaluate(config: PipelineConfig, layout: Layout, name: str, section: Evaluat
         section.name,
         section.candidates,
         section.reverse_time,
+        section.blend,
         device=config.device,
     )
     return f"top-1 {result['top1']:.1%} (n = {result['n']})"

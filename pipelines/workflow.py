@@ -9,7 +9,13 @@ from typing import Any
 
 import yaml
 
-from pipelines.config import AdapterSection, EvaluationSection, LabelsSection, PipelineConfig
+from pipelines.config import (
+    AdapterSection,
+    AlignmentsSection,
+    EvaluationSection,
+    LabelsSection,
+    PipelineConfig,
+)
 from pipelines.ledger import Ledger, file_sha256, folder_listing, sha256_of
 
 Say = Callable[[str], None]
@@ -187,7 +193,7 @@ def _alignments_step(config: PipelineConfig, layout: Layout) -> Step:
     def key() -> Any:
         from aligner import __version__
 
-        videos = folder_listing(section.videos_root or section.videos)
+        videos = _videos_key(section)
         return [
             __version__,
             section.model_dump(mode="json", exclude={"decode_workers"}),
@@ -202,6 +208,18 @@ def _alignments_step(config: PipelineConfig, layout: Layout) -> Step:
         return stages.align(config, layout)
 
     return Step("alignments", key, lambda: _alignments_output(layout.alignments), work)
+
+
+def _videos_key(section: AlignmentsSection) -> list[Any]:
+    """Names, labels, splits, sizes and times of the planned videos: hashing their bytes would cost too much."""
+    from aligner.plan import make_plan
+
+    plan = make_plan(section.videos, section.videos_per_shard, section.videos_root)
+    return [[vars(item), _changed_at(plan.path(item))] for item in plan.items]
+
+
+def _changed_at(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _alignments_output(folder: Path) -> str | None:

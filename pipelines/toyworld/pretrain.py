@@ -11,6 +11,9 @@ The model is an ordinary open_clip model (custom config, see ``MODEL``) and is s
   collapse into one text.
 
 The last three stand in for the hundreds of millions of captions a real CLIP has seen.
+
+The shipped model: 5000 steps, then ``--start tinyclip --steps 3000 --learning-rate 7e-4``; ``training.json`` beside
+the weights says so, with the accuracies it had. About 75 minutes on two cores.
 """
 
 import argparse
@@ -190,9 +193,10 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 class Trainer:
     """Model, word head and optimiser of one training run."""
 
-    def __init__(self, seed: int, steps: int, learning_rate: float) -> None:
+    def __init__(self, seed: int, steps: int, learning_rate: float, start: Path | None = None) -> None:
         torch.manual_seed(seed)
-        self.model = open_clip.CLIP(**MODEL)
+        self.model = open_clip.create_model(f"local-dir:{start}") if start else open_clip.CLIP(**MODEL)
+        self.continued = start is not None
         open_clip.set_model_preprocess_cfg(self.model, PREPROCESS)
         self.encoders = {merge: ClipRegionEncoder(self.model, merge) for merge in (0, MERGE)}
         self.words = nn.Linear(EMBED_DIM, len(vocabulary_words()))
@@ -215,7 +219,7 @@ class Trainer:
 
     def step(self, batch: dict[str, Tensor], merge: int) -> dict[str, float]:
         """One optimiser step; returns the losses."""
-        weights = region_weights(min(1.0, self.schedule.last_epoch / self.steps))
+        weights = region_weights(1.0 if self.continued else min(1.0, self.schedule.last_epoch / self.steps))
         encoded = self.encoders[merge].encode(normalise(batch["pixels"]))
         image = functional.normalize(encoded.embeddings[:, 0], dim=-1)
         text = self.model.encode_text(batch["tokens"], normalize=True)
@@ -293,28 +297,25 @@ def save(model: nn.Module, folder: Path, facts: dict[str, object]) -> None:
     (folder / "training.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
 
 
-def train(
-    out: Path, steps: int, batch: int, seed: int, learning_rate: float, workers: int, every: int
-) -> None:
+def train(options: argparse.Namespace) -> None:
     """Train, printing losses and accuracies every so many steps, and save."""
     torch.set_num_threads(1)
-    trainer = Trainer(seed, steps, learning_rate)
-    loader = iter(DataLoader(Stream(seed, batch), batch_size=None, num_workers=workers, prefetch_factor=8))
+    facts = json.loads((options.start / "training.json").read_text()) if options.start else {"images": 0}
+    # A continued run draws on where the first one stopped, and does not see its frames again.
+    stream = Stream(options.seed, options.batch, start=facts["images"] // options.batch)
+    loader = iter(DataLoader(stream, batch_size=None, num_workers=options.workers, prefetch_factor=8))
+    trainer = Trainer(options.seed, options.steps, options.learning_rate, options.start)
     begun = time.perf_counter()
-    for step in range(1, steps + 1):
+    for step in range(1, options.steps + 1):
         losses = trainer.step(next(loader), merge=MERGE if step % 2 else 0)
-        if step % every == 0 or step == steps:
+        if step % options.every == 0 or step == options.steps:
             scores = evaluate(trainer.model)
             line = {"step": step, "minutes": (time.perf_counter() - begun) / 60, **losses, **scores}
             print(json.dumps({key: round(value, 4) for key, value in line.items()}), flush=True)
-            facts = {
-                "seed": seed,
-                "steps": steps,
-                "done": step,
-                "batch": batch,
-                "learning_rate": learning_rate,
-            }
-            save(trainer.model, out, {**facts, "images": step * batch, "accuracy": scores})
+            run = {name: getattr(options, name) for name in ("seed", "steps", "batch", "learning_rate")}
+            runs = [*facts.get("runs", []), {**run, "done": step}]
+            images = facts["images"] + step * options.batch
+            save(trainer.model, options.out, {"images": images, "runs": runs, "accuracy": scores})
 
 
 def main() -> None:
@@ -323,22 +324,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tinyclip")
+    parser.add_argument("--start", type=Path, help="folder of an earlier run to continue from")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--workers", type=int, default=1, help="processes that draw frames")
     parser.add_argument("--every", type=int, default=500, help="steps between evaluations")
-    options = parser.parse_args()
-    train(
-        options.out,
-        options.steps,
-        options.batch,
-        options.seed,
-        options.learning_rate,
-        options.workers,
-        options.every,
-    )
+    train(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ FRAMES = 12
 RATE = 6  # frames per second
 UNSEEN_SPRITES = 1000  # variants that pretraining never drew
 SEEN_SPLITS = ("train", "val", "test")
-HELD_OUT_SPLITS = ("zeroshot_val", "zeroshot")
+HELD_OUT_SPLITS = ("zeroshot",)
 
 
 @dataclass(frozen=True)
