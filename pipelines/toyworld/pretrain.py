@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -300,7 +301,9 @@ def save(model: nn.Module, folder: Path, facts: dict[str, object]) -> None:
 def train(options: argparse.Namespace) -> None:
     """Train, printing losses and accuracies every so many steps, and save."""
     torch.set_num_threads(1)
-    facts = json.loads((options.start / "training.json").read_text()) if options.start else {"images": 0}
+    facts: dict[str, Any] = (
+        json.loads((options.start / "training.json").read_text()) if options.start else {"images": 0}
+    )
     # A continued run draws on where the first one stopped, and does not see its frames again.
     stream = Stream(options.seed, options.batch, start=facts["images"] // options.batch)
     loader = iter(DataLoader(stream, batch_size=None, num_workers=options.workers, prefetch_factor=8))
