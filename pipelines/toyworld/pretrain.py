@@ -67,6 +67,9 @@ def entity_weights(objects: float, scenes: float, body_parts: float) -> Tensor:
 FRAME_WEIGHT = entity_weights(1.0, 0.15, 0.4)
 
 
+CONTINUED = 0.3  # place on the ramp of region_weights at which a continued run stays
+
+
 def region_weights(progress: float) -> Tensor:
     """Objects first, which are hard and few of the patches; scenes and people count more as training goes on."""
     return entity_weights(1.0, 0.1 + 0.5 * progress, 0.4 + 0.4 * progress)
@@ -220,7 +223,7 @@ class Trainer:
 
     def step(self, batch: dict[str, Tensor], merge: int) -> dict[str, float]:
         """One optimiser step; returns the losses."""
-        weights = region_weights(1.0 if self.continued else min(1.0, self.schedule.last_epoch / self.steps))
+        weights = region_weights(CONTINUED if self.continued else self.schedule.last_epoch / self.steps)
         encoded = self.encoders[merge].encode(normalise(batch["pixels"]))
         image = functional.normalize(encoded.embeddings[:, 0], dim=-1)
         text = self.model.encode_text(batch["tokens"], normalize=True)
