@@ -4,7 +4,6 @@ Axis words: frames, tokens (cls at 0, then the regions of a frame), topk, dim, e
 """
 
 import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float16, Float32, Float64, Int32
 
-from adapter.artifact import read_manifest
-from adapter.config import AdapterError
+from adapter.artifact import read_json, read_manifest, read_table, with_model
+from adapter.config import AdapterError, reason
 from adapter.labels import vectors
 
 MADE_BY = "aligner run --videos DIR --corpus DIR --model NAME --pretrained TAG --out DIR"
@@ -137,7 +136,7 @@ class Alignments:
         slot = self.index[video_id]
         columns = self._group(slot.shard, slot.row_group)
         rows = {name: column[slot.offset : slot.offset + slot.rows] for name, column in columns.items()}
-        if len(rows["video_id"]) != slot.rows or (rows["video_id"] != video_id).any():
+        if slot.rows < 1 or len(rows["video_id"]) != slot.rows or (rows["video_id"] != video_id).any():
             raise _damaged(self.path, slot.shard, f"the rows of {video_id} are not where its marker says")
         return self._assemble(video_id, rows, slot.shard)
 
@@ -186,14 +185,13 @@ class Alignments:
 def open_alignments(path: Path) -> Alignments:
     """Open alignments whose every shard is done; otherwise say which are not and what to run."""
     manifest = read_manifest(path, "alignments", MADE_BY)
-    plan = tuple(Planned(*row) for row in zip(*_columns(path / "videos.parquet", VIDEO_COLUMNS), strict=True))
-    markers = _read_markers(path, manifest["num_shards"], manifest["fingerprint"])
-    index = {
-        video_id: Slot(shard, entry["row_group"], entry["offset"], entry["rows"])
-        for shard, marker in enumerate(markers)
-        for video_id, entry in marker["videos"].items()
-    }
+    columns = _columns(path / "videos.parquet", VIDEO_COLUMNS, f"make it again with `{MADE_BY}`")
+    plan = tuple(Planned(*row) for row in zip(*columns, strict=True))
+    markers = _read_markers(path, manifest)
+    index: dict[str, Slot] = {}
     failed: dict[str, str] = {}
+    for shard, marker in enumerate(markers):
+        index |= _slots(path, shard, marker["videos"])
     for shard in range(len(markers)):
         failed |= _read_failures(path / f"failures-{shard:05d}.parquet")
     lost = [video.video_id for video in plan if video.video_id not in index and video.video_id not in failed]
@@ -213,19 +211,20 @@ def open_alignments(path: Path) -> Alignments:
     )
 
 
-def _read_markers(path: Path, num_shards: int, fingerprint: str) -> list[dict[str, Any]]:
+def _read_markers(path: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    num_shards = manifest["num_shards"]
     files = [path / f"shard-{shard:05d}.json" for shard in range(num_shards)]
     missing = [str(shard) for shard, file in enumerate(files) if not file.is_file()]
     if missing:
         shown = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
+        run = with_model(f"aligner run --videos DIR --corpus DIR MODEL --out {path}", manifest["model"])
         raise AdapterError(
             f"alignments {path} are incomplete: {len(missing)} of {num_shards} shards are not done "
-            f"({shown}); "
-            f"run `aligner run --videos DIR --corpus DIR --model NAME --out {path}` again, it goes on "
-            "where it stopped"
+            f"({shown}); run {run} again, it goes on where it stopped"
         )
-    markers = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    if any(marker["fingerprint"] != fingerprint for marker in markers):
+    entries = {"fingerprint": str, "sha256": str, "videos": dict}
+    markers = [read_json(file, entries, f"run `aligner verify {path}`") for file in files]
+    if any(marker["fingerprint"] != manifest["fingerprint"] for marker in markers):
         raise AdapterError(
             f"some shards of {path} come from other settings than its manifest; run `aligner verify {path}`"
         )
@@ -233,11 +232,9 @@ def _read_markers(path: Path, num_shards: int, fingerprint: str) -> list[dict[st
 
 
 def _read_entities(path: Path, dim: int) -> Entities:
-    file = path / "entities.parquet"
-    if not file.is_file():
-        raise AdapterError(f"{path} lacks {file.name}; make it again with `{MADE_BY}`")
-    table = pq.read_table(file, columns=list(ENTITY_COLUMNS))
-    embeddings = vectors(table, "embedding")
+    file, mend = path / "entities.parquet", f"make it again with `{MADE_BY}`"
+    table = read_table(file, ENTITY_COLUMNS, mend)
+    embeddings = vectors(table, "embedding", file, mend)
     if embeddings.shape[1] != dim:
         raise AdapterError(
             f"{file} holds vectors of {embeddings.shape[1]} dimensions, the manifest says {dim}; run "
@@ -247,23 +244,24 @@ def _read_entities(path: Path, dim: int) -> Entities:
 
 
 def _read_failures(file: Path) -> dict[str, str]:
-    if not file.is_file():
-        raise AdapterError(
-            f"{file} is missing, though its shard is marked done; run `aligner verify {file.parent}`"
-        )
-    ids, stages, errors = _columns(file, ("video_id", "stage", "error"))
+    ids, stages, errors = _columns(
+        file, ("video_id", "stage", "error"), f"run `aligner verify {file.parent}`"
+    )
     return {video_id: f"{stage}: {error}" for video_id, stage, error in zip(ids, stages, errors, strict=True)}
 
 
-def _columns(file: Path, names: tuple[str, ...]) -> list[list[Any]]:
-    if not file.is_file():
-        raise AdapterError(f"{file.parent} lacks {file.name}; make it again with `{MADE_BY}`")
-    table = pq.read_table(file)
-    missing = [name for name in names if name not in table.column_names]
-    if missing:
-        raise AdapterError(
-            f"{file} lacks columns {missing}, found {table.column_names}; produced by `{MADE_BY}`"
-        )
+def _slots(path: Path, shard: int, videos: dict[str, Any]) -> dict[str, Slot]:
+    try:
+        return {
+            video_id: Slot(shard, *(int(entry[name]) for name in ("row_group", "offset", "rows")))
+            for video_id, entry in videos.items()
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, shard, f"its marker does not say where a video's rows lie ({error})") from error
+
+
+def _columns(file: Path, names: tuple[str, ...], mend: str) -> list[list[Any]]:
+    table = read_table(file, names, mend)
     return [table[name].to_pylist() for name in names]
 
 
@@ -275,13 +273,13 @@ def _read_group(path: Path, shard: int, row_group: int, dim: int) -> dict[str, n
         with pq.ParquetFile(file, memory_map=True, page_checksum_verification=True) as parquet:
             table = parquet.read_row_group(row_group, columns=list(COLUMNS))
     except (OSError, pa.ArrowException, IndexError) as error:
-        raise _damaged(path, shard, str(error).splitlines()[0]) from error
+        raise _damaged(path, shard, reason(error)) from error
+    if missing := [name for name in COLUMNS if name not in table.column_names]:
+        raise _damaged(path, shard, f"it lacks columns {', '.join(missing)}")
     columns = {name: _column(table[name].combine_chunks()) for name in COLUMNS if name != "embedding"}
     raw = table["embedding"].combine_chunks()
-    if raw.type.byte_width != 2 * dim:
-        raise _damaged(
-            path, shard, f"embeddings have {raw.type.byte_width} bytes, the manifest's dim needs {2 * dim}"
-        )
+    if raw.type != pa.binary(2 * dim):
+        raise _damaged(path, shard, f"embeddings are {raw.type}, the manifest's dim needs {2 * dim} bytes")
     columns["embedding"] = np.frombuffer(raw.buffers()[1], "<f2").reshape(-1, dim)[
         raw.offset : raw.offset + len(raw)
     ]

@@ -6,8 +6,10 @@ A run is a folder. ``manifest.json`` is written last: a folder without it is not
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adapter import __version__
-from adapter.config import AdapterError
+from adapter.config import AdapterError, reason
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -26,6 +28,22 @@ WEIGHTS = "model.safetensors"
 LAST_WEIGHTS = "last.safetensors"
 METRICS = "metrics.jsonl"
 VIDEOS = "videos.parquet"
+MADE_BY = "adapter train --alignments DIR --labels DIR --out DIR"
+
+Kinds = Mapping[str, type | tuple[type, ...]]
+# What readers need of a manifest; a dot goes one level down.
+ENTRIES: dict[str, Kinds] = {
+    "alignments": {
+        **dict.fromkeys(("dim", "frames", "regions", "patches", "num_shards", "config.top_k"), int),
+        "corpus.fingerprint": str,
+    },
+    "labels": {},
+    "run": {"dim": int, "frames": int, "labels": list},
+}
+_OF_A_RUN = re.compile(
+    r"config\.json|(model|last)\.safetensors|metrics\.jsonl|videos\.parquet|eval-.+\.json|predictions-.+\.parquet"
+    r"|\..+\.\d+\.tmp"
+)
 
 VIDEOS_SCHEMA = pa.schema(
     [
@@ -85,20 +103,83 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
         handle.write(json.dumps(value, sort_keys=True) + "\n")
 
 
+def read_table(file: Path, columns: Sequence[str], mend: str) -> pa.Table:
+    """Some columns of a Parquet file.
+
+    Raises ``AdapterError`` where it is missing, damaged or lacks a column; the message ends in ``mend``, what
+    the user is to do next.
+    """
+    if not file.is_file():
+        raise AdapterError(f"{file.parent} lacks {file.name}; {mend}")
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            found = parquet.schema_arrow.names
+            table = parquet.read(columns=[name for name in columns if name in found])
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise AdapterError(f"{file} cannot be read ({reason(error)}); {mend}") from error
+    if missing := [name for name in columns if name not in found]:
+        raise AdapterError(f"{file} lacks columns {', '.join(missing)}, found {', '.join(found)}; {mend}")
+    return table
+
+
+def read_json(file: Path, entries: Kinds, mend: str) -> dict[str, Any]:
+    """A JSON object that has ``entries`` of the given types.
+
+    Raises ``AdapterError`` where it is missing, damaged or lacks one; the message ends in ``mend``.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise AdapterError(f"{file} cannot be read ({reason(error)}); {mend}") from error
+    if wrong := [name for name, kind in entries.items() if not isinstance(_entry(value, name), kind)]:
+        raise AdapterError(f"{file} lacks {', '.join(wrong)}, or holds another type there; {mend}")
+    if not isinstance(value, dict):
+        raise AdapterError(f"{file} holds a {type(value).__name__}, not an object; {mend}")
+    return value
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for ``--out``, with those above it; a file in its way raises ``AdapterError``."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AdapterError(
+            f"--out: cannot make the folder {path} ({reason(error)}); choose another"
+        ) from error
+
+
 def start_run(path: Path, force: bool) -> None:
-    """Make an empty run folder; an existing one is refused, or with ``force`` replaced."""
-    if path.exists() and not path.is_dir():
+    """Make an empty run folder; a run that is there is refused, or with ``force`` replaced.
+
+    Any other folder with something in it is refused either way: only what a run wrote is ever deleted.
+    """
+    if path.is_file():
         raise AdapterError(f"--out {path} is a file; a run needs a folder")
     if path.is_dir() and any(path.iterdir()):
-        ours = (path / MANIFEST).is_file() or (path / CONFIG).is_file()
+        if not _is_run(path):
+            raise AdapterError(
+                f"--out {path} holds {_contents(path)} and is no run; --force replaces runs only, choose "
+                "another folder"
+            )
         if not force:
             raise AdapterError(
                 f"--out {path} is not empty; choose another folder or pass --force to replace the run"
             )
-        if not ours:
-            raise AdapterError(f"--out {path} holds files that are no run; --force replaces runs only")
         shutil.rmtree(path)
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
+
+
+@contextmanager
+def removed_on_failure(path: Path) -> Iterator[None]:
+    """Delete the folder when an error leaves the block: half a run would only stand in the next one's way.
+
+    An interruption keeps it, for the metrics so far.
+    """
+    try:
+        yield
+    except Exception:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 def publish(path: Path, body: Mapping[str, Any], rows: Mapping[str, int]) -> dict[str, Any]:
@@ -134,39 +215,52 @@ def fingerprint(manifest: Mapping[str, Any]) -> str:
 
 
 def read_manifest(path: Path, artifact: str, made_by: str) -> dict[str, Any]:
-    """The manifest of any artifact, checked for kind and version; ``made_by`` is the command to suggest."""
-    file = path / MANIFEST
+    """The manifest of any artifact, checked for kind, version and what readers need of it.
+
+    ``made_by`` is the command to suggest.
+    """
+    file, mend = path / MANIFEST, f"make it again with `{made_by}`"
     if not file.is_file():
         raise AdapterError(
             f"needs the {artifact} artifact, found no {MANIFEST} in {path}; produced by `{made_by}`"
         )
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        found, version = manifest["artifact"], manifest["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{file} is not a manifest ({error}); make it again with `{made_by}`") from error
-    if found != artifact:
+    manifest = read_json(file, {"artifact": str, "schema_version": int}, f"it is not a manifest: {mend}")
+    if manifest["artifact"] != artifact:
         raise AdapterError(
-            f"needs the {artifact} artifact, found '{found}' in {path}; produced by `{made_by}`"
+            f"needs the {artifact} artifact, found '{manifest['artifact']}' in {path}; produced by "
+            f"`{made_by}`"
         )
-    if version > SCHEMA_VERSION:
+    if manifest["schema_version"] > SCHEMA_VERSION:
         raise AdapterError(
-            f"{path} has schema version {version}, this adapter {__version__} reads up to {SCHEMA_VERSION}; "
-            "update the adapter or make the artifact again"
+            f"{path} has schema version {manifest['schema_version']}, this adapter {__version__} reads up to "
+            f"{SCHEMA_VERSION}; update the adapter or make the artifact again"
         )
-    return manifest
+    return read_json(file, {"fingerprint": str, "model": dict, **ENTRIES[artifact]}, mend)
 
 
 def check_same_model(
     found: Mapping[str, Any], needed: Mapping[str, Any], what: str, needs: str, run: str
 ) -> None:
-    """Refuse two artifacts of different vision-language models, naming both and the command that mends it."""
+    """Refuse two artifacts of different vision-language models, naming both and ``run``, what mends it."""
     keys = ("weights_sha256", "embed_dim")
     if any(found.get(k) != needed.get(k) for k in keys):
         raise AdapterError(
             f"{what} made with another model than {needs}: found {_model_words(found)}, "
-            f"expected {_model_words(needed)}; run `{run}`"
+            f"expected {_model_words(needed)}; run {run}"
         )
+
+
+def with_model(command: str, model: Mapping[str, Any]) -> str:
+    """A command in backticks, its ``MODEL`` replaced by the options that load ``model``.
+
+    Artifacts keep no paths: where the model came from a folder, the words after it say which to name.
+    """
+    name, pretrained = str(model.get("name")), model.get("pretrained")
+    local = name.startswith("local-dir:")
+    options = f"--model {'local-dir:PATH' if local else name}"
+    options += f" --pretrained {pretrained}" if pretrained else ""
+    note = f", where PATH is the folder of {name}" if local else ""
+    return f"`{command.replace('MODEL', options, 1)}`{note}"
 
 
 @dataclass(frozen=True)
@@ -184,18 +278,47 @@ class Run:
 
     def trained_on(self) -> set[str]:
         """Ids of the videos that trained the model or chose its epoch."""
-        return set(pq.read_table(self.path / VIDEOS, columns=["video_id"])["video_id"].to_pylist())
+        table = read_table(self.path / VIDEOS, ["video_id"], train_again(self.path))
+        return set(table["video_id"].to_pylist())
 
 
 def open_run(path: Path) -> Run:
     """Open a finished run; errors say how to make one."""
-    manifest = read_manifest(path, "run", f"adapter train --alignments DIR --labels DIR --out {path}")
+    manifest = read_manifest(path, "run", MADE_BY)
     for name in (CONFIG, WEIGHTS, VIDEOS):
         if not (path / name).is_file():
-            raise AdapterError(
-                f"run {path} lacks {name}; train it again with `adapter train ... --out {path} --force`"
-            )
-    return Run(path, manifest, json.loads((path / CONFIG).read_text(encoding="utf-8")))
+            raise AdapterError(f"run {path} lacks {name}; {train_again(path)}")
+    number = (int, float)
+    config = read_json(path / CONFIG, {"logit_scale": number, "seed": int}, train_again(path))
+    return Run(path, manifest, config)
+
+
+def train_again(path: Path) -> str:
+    """What to do about a run whose files are damaged."""
+    return f"train it again with `adapter train --alignments DIR --labels DIR --out {path} --force`"
+
+
+def _is_run(path: Path) -> bool:
+    # A run writes its config first and its manifest last. Names alone would not do: a folder of weights from
+    # a model hub holds config.json and model.safetensors, too.
+    try:
+        if (path / MANIFEST).exists():
+            return read_json(path / MANIFEST, {"artifact": str}, "")["artifact"] == "run"
+        read_json(path / CONFIG, {"recipe": str, "queries": str}, "")
+    except AdapterError:
+        return False
+    return all(entry.is_file() and _OF_A_RUN.fullmatch(entry.name) for entry in path.iterdir())
+
+
+def _contents(path: Path) -> str:
+    names = sorted(entry.name for entry in path.iterdir())
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+
+
+def _entry(value: Any, name: str) -> Any:
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def _model_words(model: Mapping[str, Any]) -> str:

@@ -7,8 +7,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from adapter.artifact import WEIGHTS, Run, write_atomic
-from adapter.config import AdapterError, Settings, make_settings
+from adapter.artifact import CONFIG, WEIGHTS, Run, train_again, write_atomic
+from adapter.config import AdapterError, make_settings, reason
 from adapter.model import Shape, VideoAdapter, build_model
 
 
@@ -18,21 +18,28 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:
-    """Write weights; equal weights give equal bytes."""
-    write_atomic(path, lambda temporary: save_file(state, temporary))
+    """Write weights atomically; equal weights give equal bytes. A disk that refuses raises ``AdapterError``."""
+    try:
+        write_atomic(path, lambda temporary: save_file(state, temporary))
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(
+            f"cannot write {path} ({reason(error)}); check the space and the rights there"
+        ) from error
 
 
 def load_model(run: Run, device: torch.device) -> VideoAdapter:
     """The trained model of a run, in evaluation mode."""
-    settings: Settings = make_settings(run.config)
     shape = Shape(run.manifest["dim"], run.manifest["frames"])
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(settings.model, shape)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = build_model(make_settings(run.config).model, shape)
+    except AdapterError as error:
+        raise AdapterError(f"{run.path / CONFIG}: {error}; {train_again(run.path)}") from error
     try:
         model.load_state_dict(load_file(run.path / WEIGHTS))
     except (SafetensorError, RuntimeError, OSError) as error:
         raise AdapterError(
-            f"{run.path / WEIGHTS} does not hold the weights of its config ({str(error).splitlines()[0]}); "
-            f"train again with `adapter train ... --out {run.path} --force`"
+            f"{run.path / WEIGHTS} does not hold the weights of its config ({reason(error)}); "
+            f"{train_again(run.path)}"
         ) from error
     return model.to(device).eval()

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from adapter import __version__
 from adapter.config import AdapterError, help_of, make_settings, parse_assignments, read_config
 
 app = typer.Typer(
@@ -15,9 +16,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Train and evaluate a video adapter on cached alignments: entities ask, the video answers.\n\n"
-    "Needs an alignments folder (`aligner run`) and a label set (`corpus-builder labels`) of one "
-    "vision-language model; no CLIP is loaded here.",
 )
 
 Alignments = Annotated[Path, typer.Option(help="Alignments folder, from `aligner run`.")]
@@ -31,17 +29,37 @@ Blend = Annotated[
 
 
 def friendly(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn the stage's own errors into one line and exit code 1; anything else is a bug and stays loud."""
+    """Turn what the user can mend (a full disk is one) into one line and exit code 1; bugs stay loud."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except AdapterError as error:
+        except (AdapterError, OSError) as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from None
 
     return wrapped
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"adapter {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train and evaluate a video adapter on cached alignments: entities ask, the video answers.
+
+    Needs an alignments folder (`aligner run`) and a label set (`corpus-builder labels`) of one
+    vision-language model; no CLIP is loaded here.
+    """
 
 
 def _knob(name: str) -> Any:
@@ -107,7 +125,13 @@ def eval_cli(
     run: RunFolder,
     alignments: Alignments,
     labels: LabelSet,
-    split: Annotated[str, typer.Option(help="Split to score; 'all' takes every video.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Split to score; 'all' takes every video. Default: test, or all where no video names a "
+            "split (the result then says how many of them were trained on)."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the result's files; default: the split.")] = None,
     candidates: Annotated[str, typer.Option(help="all, seen or unseen labels (and their videos).")] = "all",
     reverse_time: Annotated[
@@ -180,7 +204,8 @@ def _echo_epoch(line: dict[str, Any]) -> None:
     val = f"  val {line['val_top1']:.1%}" if "val_top1" in line else ""
     typer.echo(
         f"epoch {line['epoch']:3d}  loss {line['loss']:.3f}  train {line['top1']:.1%}{val}"
-        f"  {line['seconds']:.1f} s"
+        f"  {line['seconds']:.1f} s",
+        err=True,
     )
 
 

@@ -22,6 +22,11 @@ def did_you_mean(got: str, known: Iterable[str]) -> str:
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
+def reason(error: BaseException) -> str:
+    """First line of an error's text; its class where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: int | float | None = None) -> Any:
     """A config field that carries its own sentence and its own check."""
     return field(default=default, metadata={"help": help, "choices": choices, "low": low})
@@ -241,11 +246,14 @@ def read_config(path: Path) -> dict[str, Any]:
     """Flat values from a TOML or JSON file, such as another run's ``config.json``."""
     if not path.is_file():
         raise AdapterError(f"no config file at {path}")
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8-sig")
         values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except ValueError as error:
-        raise AdapterError(f"{path.name} is not valid {path.suffix[1:] or 'json'}: {error}") from error
+    except (ValueError, OSError) as error:
+        kind = "TOML" if path.suffix == ".toml" else "JSON"
+        raise AdapterError(
+            f"--config {path.name} is not valid {kind} in UTF-8: {reason(error)}; a run's config.json is one"
+        ) from error
     if not isinstance(values, dict):
         raise AdapterError(
             f"{path.name} holds a {type(values).__name__}; a table of option = value is needed"

@@ -8,6 +8,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from adapter.alignments import Alignments, Planned, Video
+from adapter.artifact import with_model
 from adapter.config import AdapterError
 from adapter.labels import Labels
 
@@ -166,6 +168,11 @@ def split_videos(alignments: Alignments, split: str, option: str = "--split") ->
     return chosen
 
 
+def default_split(alignments: Alignments) -> str:
+    """The split to score unless one is named: ``test``, or ``all`` where no video names a split."""
+    return "test" if any(video.split for video in alignments.plan) else "all"
+
+
 def train_and_val(
     alignments: Alignments, split: str, val_split: str, fraction: float
 ) -> tuple[list[Planned], list[Planned]]:
@@ -210,16 +217,34 @@ def select(alignments: Alignments, videos: Sequence[Planned], labels: Labels) ->
     return Selection(tuple(samples), tuple(failed), tuple(unlabelled), tuple(unknown))
 
 
-def require_samples(selection: Selection, labels: Labels, what: str) -> None:
-    """Raise, with examples of both spellings, when nothing is left to use."""
+def require_samples(selection: Selection, labels: Labels, alignments: Path, what: str) -> None:
+    """Raise when nothing is left to use; the message says why each video is not, and what mends that."""
     if selection.samples:
         return
-    videos = sorted({video.label for video in selection.unknown if video.label})[:5]
-    raise AdapterError(
-        f"no usable video {what}: {selection.counts()}; labels of the videos: {videos or 'none'}, "
-        f"labels of the set: {sorted(labels.labels)[:5]}; make a label set from the videos' labels with "
-        "`corpus-builder labels --labels FILE --out DIR`"
-    )
+    words = {"failed": "failed", "unlabelled": "without a label", "unknown_label": "with other labels"}
+    counts = selection.counts()
+    parts = [f"{counts[reason]} {text}" for reason, text in words.items() if counts[reason]]
+    alone = "all " if len(parts) == 1 else ""
+    why = alone + (", ".join(parts) or "none is left of the split")
+    raise AdapterError(f"no usable video {what}: {why}; {_remedy(selection, labels, alignments)}")
+
+
+def _remedy(selection: Selection, labels: Labels, alignments: Path) -> str:
+    if selection.unknown:
+        videos = sorted({video.label or "" for video in selection.unknown})[:5]
+        run = with_model("corpus-builder labels --labels FILE MODEL --out DIR", labels.model)
+        return (
+            f"labels of the videos: {', '.join(videos)}; labels of the set: "
+            f"{', '.join(sorted(labels.labels)[:5])}; make a set of the videos' labels with {run}"
+        )
+    if selection.unlabelled:
+        return (
+            "align videos that have labels: folders CLASS/clip.mp4, or a manifest with a column 'label', "
+            "given to `aligner run --videos`"
+        )
+    if selection.failed:
+        return f"see `aligner status {alignments}`"
+    return "hold out fewer with a lower --val-fraction"
 
 
 def draw_shots(samples: Sequence[Sample], shots: int, seed: int) -> list[Sample]:

@@ -25,15 +25,25 @@ from adapter.artifact import (
     Run,
     check_same_model,
     evaluation_name,
+    make_folder,
     open_run,
     predictions_name,
+    with_model,
     write_atomic,
     write_json,
     write_table,
 )
 from adapter.checkpoint import load_model
 from adapter.config import AdapterError
-from adapter.dataset import Sample, Selection, VideoDataset, require_samples, select, split_videos
+from adapter.dataset import (
+    Sample,
+    Selection,
+    VideoDataset,
+    default_split,
+    require_samples,
+    select,
+    split_videos,
+)
 from adapter.labels import Labels, clean_name, open_labels
 from adapter.model import VideoAdapter, mean_cls
 from adapter.train import choose_device, precision, seeded
@@ -124,8 +134,8 @@ def open_all(run: Path, alignments: Path, labels: Path, device: str = "auto") ->
     opened_run = open_run(run)
     opened = open_alignments(alignments)
     needed = opened_run.manifest
-    clip, frames = needed["model"].get("name"), needed["frames"]
-    again = f"aligner run --videos DIR --corpus DIR --model {clip} --frames {frames} --out DIR"
+    command = f"aligner run --videos DIR --corpus DIR MODEL --frames {needed['frames']} --out DIR"
+    again = with_model(command, needed["model"])
     check_same_model(
         opened.model, needed["model"], f"alignments {alignments.name} were", f"run {run.name}", again
     )
@@ -133,7 +143,7 @@ def open_all(run: Path, alignments: Path, labels: Path, device: str = "auto") ->
         if opened.manifest[name] != needed[name]:
             raise AdapterError(
                 f"alignments {alignments.name} have {name} {opened.manifest[name]}, run {run.name} expects "
-                f"{needed[name]}; run `{again}`"
+                f"{needed[name]}; run {again}"
             )
     label_set = open_labels(labels, needed["model"], f"run {run.name}")
     chosen = choose_device(device)
@@ -186,7 +196,7 @@ def evaluate(
     run: Path,
     alignments: Path,
     labels: Path,
-    split: str = "test",
+    split: str | None = None,
     name: str | None = None,
     candidates: str = "all",
     reverse_time: bool = False,
@@ -195,13 +205,18 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a run and store ``eval-NAME.json`` and ``predictions-NAME.parquet`` in it.
 
+    ``split`` defaults to ``test``, or to ``all`` where no video names a split; ``n_trained_on`` then tells.
     ``candidates`` is ``all`` (every label of the set; generalised zero-shot when some are unseen), ``seen``
     or ``unseen`` (videos and candidates of that part only). ``name`` defaults to the split.
     """
-    _check_name(name or split)
+    if name is not None:
+        _check_name(name)
     opened = open_all(run, alignments, labels, device)
+    split = split or default_split(opened.alignments)
+    name = name or split
+    _check_name(name)
     selection = select(opened.alignments, split_videos(opened.alignments, split), opened.labels)
-    require_samples(selection, opened.labels, f"to evaluate in split '{split}'")
+    require_samples(selection, opened.labels, alignments, f"to evaluate in split '{split}'")
     seen = opened.seen()
     part = candidate_classes(seen, candidates)
     samples = [sample for sample in selection.samples if part[sample.label]]
@@ -213,7 +228,7 @@ def evaluate(
     scores = Scores(scores.video_ids, scores.truth, restrict(scores.logits, part))
     failed = [video for video in selection.failed if _counts_as(video, opened.labels, part)]
     result = {
-        "name": name or split,
+        "name": name,
         "split": split,
         "candidates": candidates,
         "reverse_time": reverse_time,
@@ -326,7 +341,7 @@ def predict(
             f"status {alignments}`"
         )
     table = predictions_table(score(opened, samples, blend=blend), opened.labels.labels, topk)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     write_atomic(out, lambda temporary: _write_predictions(table, temporary, out.suffix))
     return {
         "planned": len(opened.alignments.plan),

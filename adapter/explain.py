@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from adapter.alignments import Video
-from adapter.artifact import write_json
+from adapter.artifact import make_folder, write_json
 from adapter.config import AdapterError
 from adapter.dataset import Batch, collate
 from adapter.evaluate import Opened, open_all, softmax
@@ -121,7 +121,7 @@ def explain_to_file(out: Path, explanations: Sequence[Explanation]) -> None:
     """Write explanations as a JSON list."""
     if out.suffix != ".json":
         raise AdapterError(f"--out {out.name} must end in .json")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     write_json(out, [explanation.to_json() for explanation in explanations])
 
 

@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float32
 
-from adapter.artifact import check_same_model, read_manifest
+from adapter.artifact import check_same_model, read_manifest, read_table, with_model
 from adapter.config import AdapterError
 
 REQUIRED = ("label", "name", "embedding")
 MADE_BY = "corpus-builder labels --labels FILE --model NAME --pretrained TAG --out DIR"
+
+# Repeated from the corpus builder on purpose, since stages never import each other; a contract test compares.
+# "applyEye" -> "apply Eye"; "TVShow" -> "TV Show", while "DVDs" stays whole.
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z](?!s\b)[a-z])")
+_SEPARATORS = re.compile(r"[\s_\-/]+")
 
 
 @dataclass(frozen=True)
@@ -59,45 +63,43 @@ class Labels:
 
 
 def clean_name(label: str) -> str:
-    """``ApplyEyeMakeup`` and ``apply_eye_makeup`` -> ``apply eye makeup``."""
-    split = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", label)
-    return " ".join(split.replace("_", " ").lower().split())
+    """``ApplyEyeMakeup`` and ``apply_eye-makeup`` -> ``apply eye makeup``, as the corpus builder cleans."""
+    spaced = _SEPARATORS.sub(" ", label)
+    return _SEPARATORS.sub(" ", _CAMEL.sub(" ", spaced)).strip().lower()
 
 
 def open_labels(path: Path, model: Mapping[str, Any] | None = None, needs: str = "the alignments") -> Labels:
     """Open a label set and, with ``model``, refuse one that another vision-language model made."""
     manifest = read_manifest(path, "labels", MADE_BY)
-    file = path / "labels.parquet"
-    if not file.is_file():
-        raise AdapterError(f"label set {path} lacks {file.name}; make it again with `{MADE_BY}`")
     if model is not None:
-        clip = f"--model {model.get('name')} --pretrained {model.get('pretrained')}"
-        run = f"corpus-builder labels --labels FILE {clip} --out DIR"
+        run = with_model("corpus-builder labels --labels FILE MODEL --out DIR", model)
         check_same_model(manifest["model"], model, f"label set {path.name} was", needs, run)
-    table = pq.read_table(file)
-    missing = [name for name in REQUIRED if name not in table.column_names]
-    if missing:
-        raise AdapterError(
-            f"{file} lacks columns {missing}, found {table.column_names}; produced by `{MADE_BY}`"
-        )
+    mend = f"make it again with `{MADE_BY}`"
+    table = read_table(path / "labels.parquet", REQUIRED, mend)
     if len(table) == 0:
-        raise AdapterError(f"label set {path} is empty; it needs at least one label, produced by `{MADE_BY}`")
-    return _labels(table, manifest)
+        raise AdapterError(f"label set {path} is empty; it needs at least one label, {mend}")
+    return _labels(table, manifest, vectors(table, "embedding", path, mend))
 
 
-def vectors(table: pa.Table, column: str) -> Float32[np.ndarray, "rows dim"]:
-    """A fixed-size-list column of float32 as a matrix."""
+def vectors(table: pa.Table, column: str, path: Path, mend: str) -> Float32[np.ndarray, "rows dim"]:
+    """A fixed-size-list column of float32 as a matrix; ``path`` and ``mend`` are for the error."""
+    kind, nulls = table.schema.field(column).type, table[column].null_count
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32() or nulls:
+        raise AdapterError(
+            f"{path}: column {column} is {kind} with {nulls} nulls, expected fixed_size_list<float>; {mend}"
+        )
     flat = table[column].combine_chunks().flatten()
     # A copy: Arrow's memory is read-only, torch wants it writable.
-    return np.array(flat, dtype=np.float32).reshape(len(table), -1)
+    return np.array(flat, dtype=np.float32).reshape(len(table), kind.list_size)
 
 
-def _labels(table: pa.Table, manifest: dict[str, Any]) -> Labels:
+def _labels(
+    table: pa.Table, manifest: dict[str, Any], embeddings: Float32[np.ndarray, "classes dim"]
+) -> Labels:
     labels = tuple(table["label"].to_pylist())
     if len(set(labels)) < len(labels):
         twice = [label for label, n in Counter(labels).items() if n > 1]
         raise AdapterError(f"label set holds some labels twice: {twice[:5]}")
-    embeddings = vectors(table, "embedding")
     lengths = np.linalg.norm(embeddings, axis=1)
     if not np.allclose(lengths, 1, atol=1e-3):
         raise AdapterError(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from adapter import artifact
 from adapter.alignments import Alignments, open_alignments
-from adapter.artifact import append_line, publish, start_run, write_json, write_table
+from adapter.artifact import append_line, publish, removed_on_failure, start_run, write_json, write_table
 from adapter.checkpoint import save_weights, state_of
 from adapter.config import AdapterError, Settings, TrainConfig
 from adapter.dataset import (
@@ -79,32 +79,30 @@ def train(
     Classes are the labels that have training videos; other labels of the set are no candidates, so an unseen
     class is never a negative. The published weights are those of the best validation epoch (the last without
     validation videos). Raises ``AdapterError`` on artifacts that are missing, incomplete or made with another
-    model.
+    model. A training that fails leaves no folder.
     """
     config, started = settings.train, time.perf_counter()
     device = choose_device(config.device)
     opened = open_alignments(alignments)
     label_set = open_labels(labels, opened.model)
     data = prepare(opened, label_set, config)
-    start_run(out, force)
-    write_json(out / artifact.CONFIG, settings.flat())
     with seeded(config.seed, config.threads):
-        model = build_model(settings.model, Shape(opened.dim, opened.frames)).to(device)
-        if settings.model.whiten_labels:
-            model.whitening.cpu().fit(torch.from_numpy(data.labels.embeddings), settings.model.shrinkage)
-            model.to(device)
-        history, best = fit(model, data, opened, settings, device, out, progress)
-    report = TrainReport(
-        out,
-        count_parameters(model),
-        data.counts,
-        best["epoch"],
-        best.get("val_top1"),
-        time.perf_counter() - started,
-        bool(opened.model.get("random_weights")),
-        history,
-    )
-    _publish(report, data, opened, label_set, settings)
+        model = _fresh_model(settings, opened, data.labels, device)
+        start_run(out, force)
+        with removed_on_failure(out):
+            write_json(out / artifact.CONFIG, settings.flat())
+            history, best = fit(model, data, opened, settings, device, out, progress)
+            report = TrainReport(
+                out,
+                count_parameters(model),
+                data.counts,
+                best["epoch"],
+                best.get("val_top1"),
+                time.perf_counter() - started,
+                bool(opened.model.get("random_weights")),
+                history,
+            )
+            _publish(report, data, opened, label_set, settings)
     return report
 
 
@@ -112,7 +110,7 @@ def prepare(alignments: Alignments, labels: Labels, config: TrainConfig) -> Trai
     """Choose videos and classes; everything left out is counted by reason."""
     train_videos, val_videos = train_and_val(alignments, config.split, config.val_split, config.val_fraction)
     chosen = select(alignments, train_videos, labels)
-    require_samples(chosen, labels, f"to train on in split '{config.split}'")
+    require_samples(chosen, labels, alignments.path, f"to train on in split '{config.split}'")
     classes = sorted({sample.label for sample in chosen.samples})
     renumber = {old: new for new, old in enumerate(classes)}
     validation = select(alignments, val_videos, labels)
@@ -285,6 +283,15 @@ def seeded(seed: int, threads: int = 0) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def _fresh_model(
+    settings: Settings, alignments: Alignments, labels: Labels, device: torch.device
+) -> VideoAdapter:
+    model = build_model(settings.model, Shape(alignments.dim, alignments.frames))
+    if settings.model.whiten_labels:
+        model.whitening.fit(torch.from_numpy(labels.embeddings), settings.model.shrinkage)
+    return model.to(device)
 
 
 def _better(line: dict[str, Any], best: dict[str, Any]) -> bool:

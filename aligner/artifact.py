@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,6 +32,36 @@ PACKAGE = f"aligner {__version__}"
 MANIFEST = "manifest.json"
 VIDEOS = "videos.parquet"
 ENTITIES = "entities.parquet"
+
+MADE_BY = "produced by `aligner run --videos DIR --corpus DIR --model NAME --out DIR`"
+
+# What readers rely on, as nested keys and types; the key "*" stands for any.
+_TEXT_OR_NONE = (str, type(None))
+_MODEL = {"name": str, "pretrained": _TEXT_OR_NONE, "weights_sha256": str, "random_weights": bool}
+_FILE = {"sha256": str, "bytes": int}
+_MANIFEST_SHAPE: dict[str, Any] = {
+    **{"package": str, "fingerprint": str, "created": str, "model": _MODEL, "counts": dict},
+    "config": {"top_k": int, "frames": int, "image_size": list},
+    "inputs": dict,
+    "files": {VIDEOS: _FILE, ENTITIES: _FILE, "*": _FILE},
+    **dict.fromkeys(("patches", "regions", "dim", "top_k", "frames", "num_shards", "videos"), int),
+    "corpus": {"entities": int},
+}
+_MARKER_SHAPE = {"videos": {"*": {"row_group": int, "offset": int, "rows": int}}}
+_DONE_SHAPE: dict[str, Any] = {
+    **{"fingerprint": str, "rows": int, "bytes": int, "sha256": str, "failures_sha256": str},
+    "counts": {"planned": int, "ok": int, "failed": int},
+    "timing": {"seconds": (int, float)},
+}
+
+# What our own work leaves in a folder: before the manifest is there, and at any time.
+_START = r"videos\.parquet|entities\.parquet"
+_SHARD = r"shard-\d{5,}\.(?:parquet|json)|failures-\d{5,}\.parquet"
+_LEFT_BY_START = re.compile(rf"{_START}|\.(?:manifest\.json|{_START})\.[0-9a-f]+\.tmp")
+_LEFT_BY_RUN = re.compile(rf"{_SHARD}|\.(?:manifest\.json|{_START}|{_SHARD})\.[0-9a-f]+\.tmp")
+
+# The order of the rows of a shard.
+SORTED_BY = ("video_id", "frame_index", "region_index")
 
 # A row group is closed at the first video boundary past this many bytes of embeddings.
 ROW_GROUP_BYTES = 16 << 20
@@ -146,8 +177,11 @@ class ShardWriter:
             # 16-bit noise does not compress, and an uncompressed column is read without a copy.
             compression={name: "NONE" if name == "embedding" else "ZSTD" for name in plain | nested},
             use_dictionary=["video_id"],
-            write_statistics=["video_id", "frame_index", "region_index"],
+            write_statistics=list(SORTED_BY),
             write_page_checksum=True,
+            write_page_index=True,
+            # These columns come before the nested ones, so a field's index is that of its leaf.
+            sorting_columns=[pq.SortingColumn(self.schema.get_field_index(name)) for name in SORTED_BY],
         )
         return self
 
@@ -227,11 +261,18 @@ def atomic(target: Path) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(target.parent, os.O_RDONLY)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` last; Windows can open no folder and needs none of this."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def remove_leftovers(out: Path, shard: int) -> None:
@@ -239,6 +280,50 @@ def remove_leftovers(out: Path, shard: int) -> None:
     for name in (shard_name(shard), marker_name(shard), failures_name(shard)):
         for leftover in out.glob(f".{name}.*.tmp"):
             leftover.unlink(missing_ok=True)
+
+
+def remove_start_leftovers(out: Path) -> None:
+    """Delete temporary files that a process killed before the first shard left."""
+    for leftover in out.glob(".*.tmp"):
+        if _LEFT_BY_START.fullmatch(leftover.name):
+            leftover.unlink(missing_ok=True)
+
+
+def refuse_foreign(out: Path) -> None:
+    """Let nothing be written into, or deleted from, a folder that is not ours, whatever the options.
+
+    Raises:
+        AlignerError: ``out`` is neither absent, nor empty, nor an alignments folder, nor what an interrupted
+        start leaves.
+    """
+    # Listed before the manifest is looked for: another process may be writing it at this moment.
+    names = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    foreign = [name for name in names if not _LEFT_BY_START.fullmatch(name)]
+    if not foreign or _artifact_kind(out) == ARTIFACT:
+        return
+    more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+    raise AlignerError(
+        f"{out} holds {', '.join(foreign[:3])}{more}, but no {MANIFEST} of an alignments folder; it is left "
+        "alone, even with --force: give another --out, or empty that folder yourself"
+    )
+
+
+def _artifact_kind(folder: Path) -> Any:
+    """What the manifest says that a folder is; None without a readable manifest."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    except (ValueError, OSError):
+        return None
+    return manifest.get("artifact") if isinstance(manifest, dict) else None
+
+
+def start_over(out: Path) -> None:
+    """Delete shards, failures and markers, and the manifest last: a kill on the way leaves a folder of ours."""
+    refuse_foreign(out)
+    for path in sorted(out.iterdir()):
+        if _LEFT_BY_RUN.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    (out / MANIFEST).unlink(missing_ok=True)
 
 
 def write_json(target: Path, content: dict[str, Any]) -> None:
@@ -301,27 +386,79 @@ def _file_entry(path: Path, rows: int) -> dict[str, Any]:
     return {"sha256": file_sha256(path), "bytes": path.stat().st_size, "rows": rows}
 
 
+@dataclass(frozen=True)
+class Contract:
+    """What a reader expects of the manifest of a folder, and what its refusals say."""
+
+    kind: str  # value of the key "artifact"
+    versions: tuple[int, ...]
+    shape: dict[str, Any]  # see misfits
+    noun: str
+    made_by: str
+    option: str = ""  # that named the folder
+
+
 def read_manifest(out: Path) -> dict[str, Any]:
     """The manifest of an alignments folder.
 
     Raises:
-        AlignerError: no manifest, another artifact, or a newer version; saying how to get one.
+        AlignerError: no manifest, another artifact, a newer version, or damage; saying how to get one.
     """
-    path = out / MANIFEST
-    made_by = "produced by `aligner run --videos DIR --corpus DIR --model NAME --out DIR`"
+    versions = tuple(range(SCHEMA_VERSION + 1))
+    return checked_manifest(
+        out, Contract(ARTIFACT, versions, _MANIFEST_SHAPE, "an alignments folder", MADE_BY)
+    )
+
+
+def checked_manifest(folder: Path, wanted: Contract) -> dict[str, Any]:
+    """The manifest of any artifact, if it is what the contract says.
+
+    Raises:
+        AlignerError: it is not, or there is none that can be read.
+    """
+    path, made_by = folder / MANIFEST, wanted.made_by
+    shown = f"{wanted.option} {folder}".lstrip()
     if not path.is_file():
-        raise AlignerError(f"{out} needs {MANIFEST}, found none: not an alignments folder, {made_by}")
+        raise AlignerError(f"{shown} needs {MANIFEST}, found none: not {wanted.noun}, {made_by}")
     try:
         manifest = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise AlignerError(f"{path} is damaged ({error}); {made_by}") from error
-    kind, version = manifest.get("artifact"), manifest.get("schema_version", 0)
-    if kind != ARTIFACT or version > SCHEMA_VERSION:
+    if not isinstance(manifest, dict):
+        raise AlignerError(f"{path} is damaged (no JSON object); {made_by}")
+    found, version = manifest.get("artifact"), manifest.get("schema_version")
+    if found != wanted.kind or version not in wanted.versions:
         raise AlignerError(
-            f"{out} needs artifact {ARTIFACT!r} of version {SCHEMA_VERSION} or older, found {kind!r} of "
+            f"{shown} needs artifact {wanted.kind!r} of version {max(wanted.versions)}, found {found!r} of "
             f"version {version}; {made_by}"
         )
+    if wrong := misfits(manifest, wanted.shape):
+        raise AlignerError(f"{path} has {' and '.join(wrong)}; {made_by}")
     return manifest
+
+
+def misfits(content: Any, shape: Any, where: str = "") -> list[str]:
+    """Where a JSON value lacks keys of ``shape`` or has other types, such as ``no model.name``."""
+    if not isinstance(shape, dict):
+        return [] if isinstance(content, shape) else [f"a damaged {where}"]
+    if not isinstance(content, dict):
+        return [f"a damaged {where}".rstrip()]
+    dot = f"{where}." if where else ""
+    wrong = [f"no {dot}{key}" for key in shape if key != "*" and key not in content]
+    for key, value in content.items():
+        wrong += misfits(value, shape.get(key, shape.get("*", object)), f"{dot}{key}")
+    return wrong
+
+
+def damaged_files(out: Path, manifest: dict[str, Any]) -> list[str]:
+    """Which of the manifest's files are missing or have other bytes, one sentence each."""
+    problems = []
+    for name, entry in manifest["files"].items():
+        if not (out / name).is_file():
+            problems.append(f"{name} is missing")
+        elif file_sha256(out / name) != entry["sha256"]:
+            problems.append(f"{name} is not the file that the manifest describes (sha256 differs)")
+    return problems
 
 
 def schema_of(manifest: dict[str, Any]) -> pa.Schema:
@@ -331,25 +468,52 @@ def schema_of(manifest: dict[str, Any]) -> pa.Schema:
 
 
 def read_videos(out: Path) -> pa.Table:
-    """The plan: videos.parquet."""
-    return pq.read_table(out / VIDEOS)
+    """The plan: videos.parquet (AlignerError when it cannot be read)."""
+    return _read_columns(out / VIDEOS, VIDEOS_SCHEMA.names)
+
+
+def read_entity_names(out: Path) -> list[str]:
+    """Names of the entities, by entity_id (AlignerError when they cannot be read)."""
+    return _read_columns(out / ENTITIES, ["name"])["name"].to_pylist()
+
+
+def _read_columns(path: Path, columns: list[str]) -> pa.Table:
+    """Columns of a small table of the folder; every way in which it cannot be read is an AlignerError."""
+    try:
+        table = pq.read_table(path, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise AlignerError(f"{path} cannot be read ({reason}); {_cure(path.parent)}") from error
+    if missing := [name for name in columns if name not in table.column_names]:
+        raise AlignerError(f"{path} has no column {', '.join(missing)}; {_cure(path.parent)}")
+    return table
+
+
+def _cure(out: Path) -> str:
+    return f"`aligner verify {out}` lists all damage, `aligner run --force` starts over"
 
 
 # Markers.
 
 
 def read_marker(out: Path, shard: int) -> dict[str, Any] | None:
-    """The marker of a shard, or None; a marker that cannot be read marks nothing."""
-    path = out / marker_name(shard)
+    """The marker of a shard, or None; a marker that does not say where the rows are marks nothing."""
     try:
-        return json.loads(path.read_text("utf-8")) if path.is_file() else None
-    except ValueError:
+        marker = json.loads((out / marker_name(shard)).read_text("utf-8"))
+    except (ValueError, OSError):
         return None
+    return None if misfits(marker, _MARKER_SHAPE) else marker
+
+
+def read_whole_marker(out: Path, shard: int) -> dict[str, Any] | None:
+    """The marker with all that it takes to call a shard done (fingerprint, sizes, hashes, counts), or None."""
+    marker = read_marker(out, shard)
+    return None if misfits(marker, _DONE_SHAPE) else marker
 
 
 def shard_state(out: Path, shard: int, fingerprint: str) -> str:
     """One of done, stale (other settings, or files that miss or differ in size), running and todo."""
-    marker = read_marker(out, shard)
+    marker = read_whole_marker(out, shard)
     rows = out / shard_name(shard)
     if marker is None:
         return "running" if any(out.glob(f".{rows.name}.*.tmp")) else "todo"
@@ -365,16 +529,16 @@ def failures_table(failures: list[Failure]) -> pa.Table:
 
 
 def read_failures(out: Path, shard: int) -> list[dict[str, str]]:
-    """Failure rows of a finished shard."""
+    """Failure rows of a finished shard (AlignerError when they cannot be read)."""
     path = out / failures_name(shard)
-    return pq.read_table(path).to_pylist() if path.is_file() else []
+    return _read_columns(path, FAILURES_SCHEMA.names).to_pylist() if path.is_file() else []
 
 
 def read_video(out: Path, video_id: str) -> pa.Table:
     """All region rows of one video: one row group is read.
 
     Raises:
-        AlignerError: an unknown video, one whose shard is not done, or one that failed.
+        AlignerError: an unknown video, one whose shard is not done, one that failed, or damage.
     """
     videos = read_videos(out)
     known = videos["video_id"].to_pylist()
@@ -385,11 +549,57 @@ def read_video(out: Path, video_id: str) -> pa.Table:
     if marker is None:
         raise AlignerError(f"{video_id} is in shard {shard}, which is not done; run `aligner run` again")
     if video_id not in marker["videos"]:
-        failure = next(row for row in read_failures(out, shard) if row["video_id"] == video_id)
-        raise AlignerError(f"{video_id} failed at stage {failure['stage']}: {failure['message']}")
+        raise AlignerError(_why_failed(out, shard, video_id))
     place = marker["videos"][video_id]
     try:
-        group = pq.ParquetFile(out / shard_name(shard)).read_row_group(place["row_group"])
-    except (pa.ArrowException, OSError) as error:
+        with pq.ParquetFile(out / shard_name(shard)) as file:
+            group = file.read_row_group(place["row_group"])
+    except (pa.ArrowException, OSError, IndexError) as error:
         raise AlignerError(f"{shard_name(shard)} cannot be read; `aligner verify {out}` says more") from error
     return group.slice(place["offset"], place["rows"])
+
+
+def _why_failed(out: Path, shard: int, video_id: str) -> str:
+    for row in read_failures(out, shard):
+        if row["video_id"] == video_id:
+            return f"{video_id} failed at stage {row['stage']}: {row['message']}"
+    return f"{video_id} is neither in shard {shard} nor among its failures; `aligner verify {out}` says more"
+
+
+# For the consumers of whole folders.
+
+
+def all_failures(folder: Path) -> list[dict[str, str]]:
+    """Failure rows (video_id, stage, error, message) of all shards that are done, in order of shards.
+
+    Raises:
+        AlignerError: not an alignments folder, or a damaged one.
+    """
+    manifest = read_manifest(folder)
+    done = (s for s in range(manifest["num_shards"]) if _is_done(folder, s, manifest))
+    return [row for shard in done for row in read_failures(folder, shard)]
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether this is an alignments folder with every file in place; hashes are left to ``verify``."""
+    try:
+        manifest = read_manifest(folder)
+        sizes = [
+            (folder / name).stat().st_size == entry["bytes"] for name, entry in manifest["files"].items()
+        ]
+    except (AlignerError, OSError):
+        return False
+    return all(sizes) and all(_is_done(folder, s, manifest) for s in range(manifest["num_shards"]))
+
+
+def output_fingerprint(folder: Path) -> str | None:
+    """Identity of the rows of a complete folder, from the hashes that it records; None for any other."""
+    if not is_complete(folder):
+        return None
+    manifest = read_manifest(folder)
+    markers = [read_marker(folder, shard) for shard in range(manifest["num_shards"])]
+    return canonical_sha256([manifest["fingerprint"], [marker and marker["sha256"] for marker in markers]])
+
+
+def _is_done(folder: Path, shard: int, manifest: dict[str, Any]) -> bool:
+    return shard_state(folder, shard, manifest["fingerprint"]) == "done"

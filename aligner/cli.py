@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,6 +93,17 @@ def _errors() -> Iterator[None]:
         raise typer.Exit(EXIT_NOT_DONE) from None
 
 
+def _config(options: dict[str, Any], **changes: Any) -> AlignConfig:
+    """The settings among a command's options."""
+    names = {field.name for field in fields(AlignConfig)}
+    return AlignConfig(**{name: value for name, value in options.items() if name in names} | changes)
+
+
+def _warn(warnings: list[str]) -> None:
+    for text in warnings:
+        typer.echo(f"warning: {text}", err=True)
+
+
 def _version(asked: bool) -> bool:
     if asked:
         typer.echo(f"aligner {__version__}")
@@ -116,20 +127,20 @@ def run(
     model: Model,
     out: Out,
     pretrained: Pretrained = None,
-    frames: Frames = 8,
-    merge: Merge = 8,
-    top_k: TopK = 16,
+    frames: Frames = AlignConfig.frames,
+    merge: Merge = AlignConfig.merge,
+    top_k: TopK = AlignConfig.top_k,
     num_shards: Annotated[
         int | None, typer.Option(help="Processes that share the work (default: a SLURM array's, else 1).")
     ] = None,
     shard_index: Annotated[int | None, typer.Option(help="Which of them this one is, from 0.")] = None,
-    proportional_attention: Proportional = True,
-    precision: Precision = "fp32",
-    videos_per_shard: PerShard = 64,
-    batch_frames: BatchFrames = 64,
+    proportional_attention: Proportional = AlignConfig.proportional_attention,
+    precision: Precision = AlignConfig.precision,
+    videos_per_shard: PerShard = AlignConfig.videos_per_shard,
+    batch_frames: BatchFrames = AlignConfig.batch_frames,
     videos_root: Root = None,
-    device: Device = "auto",
-    decode_workers: Workers = 2,
+    device: Device = AlignConfig.device,
+    decode_workers: Workers = AlignConfig.decode_workers,
     force: Force = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -141,26 +152,7 @@ def run(
     """
     with _errors():
         share = array_share(num_shards, shard_index, dict(os.environ))
-        config = AlignConfig(
-            videos=videos,
-            corpus=corpus,
-            model=model,
-            pretrained=pretrained,
-            frames=frames,
-            merge=merge,
-            top_k=top_k,
-            proportional_attention=proportional_attention,
-            precision=precision,
-            videos_per_shard=videos_per_shard,
-            batch_frames=batch_frames,
-            videos_root=videos_root,
-            out=out,
-            device=device,
-            decode_workers=decode_workers,
-            force=force,
-            num_shards=share[0],
-            shard_index=share[1],
-        )
+        config = _config(locals(), num_shards=share[0], shard_index=share[1])
         from aligner.run import run_and_report
 
         raise typer.Exit(run_and_report(config, quiet=quiet, as_json=as_json))
@@ -173,13 +165,13 @@ def plan(
     model: Annotated[str | None, typer.Option(help="open_clip model; not needed with --dry-run.")] = None,
     out: Annotated[Path | None, typer.Option(help="Alignments folder; not needed with --dry-run.")] = None,
     pretrained: Pretrained = None,
-    frames: Frames = 8,
-    merge: Merge = 8,
-    top_k: TopK = 16,
-    proportional_attention: Proportional = True,
-    precision: Precision = "fp32",
-    videos_per_shard: PerShard = 64,
-    batch_frames: BatchFrames = 64,
+    frames: Frames = AlignConfig.frames,
+    merge: Merge = AlignConfig.merge,
+    top_k: TopK = AlignConfig.top_k,
+    proportional_attention: Proportional = AlignConfig.proportional_attention,
+    precision: Precision = AlignConfig.precision,
+    videos_per_shard: PerShard = AlignConfig.videos_per_shard,
+    batch_frames: BatchFrames = AlignConfig.batch_frames,
     videos_root: Root = None,
     force: Force = False,
     dry_run: Annotated[
@@ -195,30 +187,18 @@ def plan(
         if dry_run:
             from aligner.plan import make_plan
 
-            _print_counts(make_plan(videos, videos_per_shard, videos_root).counts(), as_json)
+            counted = make_plan(videos, videos_per_shard, videos_root)
+            _warn(counted.warnings())
+            _print_counts(counted.counts(), as_json)
             return
         if corpus is None or model is None or out is None:
             raise AlignerError("aligner plan needs --corpus, --model and --out (or --dry-run to only count)")
-        config = AlignConfig(
-            videos=videos,
-            corpus=corpus,
-            model=model,
-            pretrained=pretrained,
-            frames=frames,
-            merge=merge,
-            top_k=top_k,
-            proportional_attention=proportional_attention,
-            precision=precision,
-            videos_per_shard=videos_per_shard,
-            batch_frames=batch_frames,
-            videos_root=videos_root,
-            out=out,
-            device="cpu",
-            force=force,
-        )
-        from aligner.run import prepare
+        config = _config(locals(), device="cpu")
+        from aligner.run import prepare, warnings_of
 
-        _print_counts(prepare(config).manifest["counts"], as_json)
+        job = prepare(config)
+        _warn(warnings_of(job))
+        _print_counts(job.plan.counts(), as_json)
 
 
 @app.command()
@@ -278,5 +258,6 @@ def _print_counts(counts: dict[str, Any], as_json: bool) -> None:
     ignored = ", ".join(f"{n} {kind}" for kind, n in counts["ignored"].items()) or "none"
     typer.echo(
         f"{counts['videos']} videos ({counts['bytes'] / 1e6:.1f} MB, {counts['missing']} missing, "
-        f"{counts['labels']} labels) in {counts['shards']} shards; ignored files: {ignored}"
+        f"{counts['labels']} labels) in {counts['shards']} shards; ignored files: {ignored}; "
+        f"ignored columns: {', '.join(counts['ignored_columns']) or 'none'}"
     )

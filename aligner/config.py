@@ -17,6 +17,10 @@ class AlignerError(ValueError):
     """A problem the user can mend; the message says what was got, what was expected and what to do."""
 
 
+class ChangedSettings(AlignerError):
+    """An alignments folder was begun with other settings; ``force=True`` would start it over."""
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the closest choice, or an empty string when nothing is close."""
     close = difflib.get_close_matches(word, list(choices), n=1)
@@ -105,7 +109,7 @@ def array_share(num_shards: int | None, shard_index: int | None, env: dict[str, 
     that the process takes everything, (1, 0).
 
     Raises:
-        AlignerError: one flag without the other, or an array whose ids are not evenly spaced.
+        AlignerError: one flag without the other, or an array whose ids are no numbers or not evenly spaced.
     """
     if (num_shards is None) != (shard_index is None):
         missing = "--num-shards" if num_shards is None else "--shard-index"
@@ -118,15 +122,26 @@ def array_share(num_shards: int | None, shard_index: int | None, env: dict[str, 
 
 
 def _slurm_share(env: dict[str, str]) -> tuple[int, int]:
-    task = int(env["SLURM_ARRAY_TASK_ID"])
-    count = int(env.get("SLURM_ARRAY_TASK_COUNT", "0"))
-    first = int(env.get("SLURM_ARRAY_TASK_MIN", "0"))
-    last = int(env.get("SLURM_ARRAY_TASK_MAX", str(first + count - 1)))
-    step = int(env.get("SLURM_ARRAY_TASK_STEP", "1"))
+    task = _slurm_number(env, "ID", 0)
+    count = _slurm_number(env, "COUNT", 0)
+    first = _slurm_number(env, "MIN", 0)
+    last = _slurm_number(env, "MAX", first + count - 1)
+    step = _slurm_number(env, "STEP", 1)
     # A resubmitted array such as 3,7 does not say which share each task had in the first place.
-    if count < 1 or (last - first) // step + 1 != count:
+    if count < 1 or step < 1 or (last - first) // step + 1 != count:
         raise AlignerError(
             f"SLURM task {task} of an array with {count} unevenly spaced tasks: "
             "give --num-shards and --shard-index instead"
         )
     return count, (task - first) // step
+
+
+def _slurm_number(env: dict[str, str], name: str, default: int) -> int:
+    variable = f"SLURM_ARRAY_TASK_{name}"
+    try:
+        return int(env.get(variable, default))
+    except ValueError:
+        raise AlignerError(
+            f"{variable} must be a whole number, got {env[variable]!r}: "
+            "give --num-shards and --shard-index instead"
+        ) from None

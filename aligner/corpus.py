@@ -1,6 +1,5 @@
 """The corpus as the aligner needs it: required columns, accepted versions, and clear refusals."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from aligner.artifact import Contract, checked_manifest
 from aligner.config import AlignerError
 
-MANIFEST = "manifest.json"
 ENTITIES = "entities.parquet"
 REQUIRED = ("entity_id", "name", "embedding")
-VERSIONS = (1,)
 BUILD = "corpus-builder build --labels FILE --model {model} --out DIR"
+SHAPE = {
+    "fingerprint": str,
+    "model": {"name": str, "pretrained": (str, type(None)), "weights_sha256": str, "embed_dim": int},
+}
+CONTRACT = Contract(
+    "corpus", (1,), SHAPE, "a corpus", f"produced by `{BUILD.format(model='NAME')}`", "--corpus"
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ def load_corpus(path: Path) -> Corpus:
         AlignerError: files or columns missing, another artifact or version, or embeddings that are not unit
         vectors.
     """
-    manifest = _read_manifest(path)
+    manifest = checked_manifest(path, CONTRACT)
     table = _read_entities(path)
     embeddings = _matrix(table["embedding"], path)
     if len(table) == 0:
@@ -73,26 +78,6 @@ def describe(model: dict[str, Any]) -> str:
     return f"{model['name']} ({weights}, {model['embed_dim']} dimensions, {model['weights_sha256'][:12]})"
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / MANIFEST
-    made_by = f"produced by `{BUILD.format(model='NAME')}`"
-    if not file.is_file():
-        raise AlignerError(f"--corpus {path} needs {MANIFEST}, found none: not a corpus, {made_by}")
-    try:
-        manifest = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise AlignerError(f"{file} is damaged ({error}); {made_by}") from error
-    kind, version = manifest.get("artifact"), manifest.get("schema_version")
-    if kind != "corpus" or version not in VERSIONS:
-        raise AlignerError(
-            f"--corpus {path} needs artifact 'corpus' of version {', '.join(map(str, VERSIONS))}, "
-            f"found {kind!r} of version {version}; {made_by}"
-        )
-    if missing := [key for key in ("fingerprint", "model") if key not in manifest]:
-        raise AlignerError(f"{file} has no {' and no '.join(missing)}; {made_by}")
-    return manifest
-
-
 def _read_entities(path: Path) -> pa.Table:
     file = path / ENTITIES
     if not file.is_file():
@@ -105,14 +90,16 @@ def _read_entities(path: Path) -> pa.Table:
         if missing:
             raise AlignerError(f"{file} needs columns {', '.join(REQUIRED)}, missing {', '.join(missing)}")
         return pq.read_table(file, columns=list(REQUIRED), page_checksum_verification=True)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise AlignerError(f"{file} cannot be read: {error}") from error
 
 
 def _matrix(column: pa.ChunkedArray, path: Path) -> np.ndarray:
-    if not pa.types.is_fixed_size_list(column.type):
+    floats = pa.types.is_fixed_size_list(column.type) and pa.types.is_floating(column.type.value_type)
+    if not floats or column.null_count:
         raise AlignerError(
-            f"corpus {path}: embedding must be a fixed-size list of float32, got {column.type}"
+            f"corpus {path}: embedding must be a fixed-size list of float32 in every row, "
+            f"got {column.type} with {column.null_count} empty rows"
         )
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return flat.astype(np.float32, copy=False).reshape(len(column), column.type.list_size)

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from aligner import artifact, config, corpus, decode, encoder, match, plan, regions
-from aligner.config import AlignConfig, AlignerError
+from aligner.config import AlignConfig, AlignerError, ChangedSettings
 from aligner.progress import Progress, make_progress
 
 FEW_REGIONS = 4
@@ -69,6 +69,7 @@ class AlignReport:
     failed: int = 0
     failures_by_stage: dict[str, int] = field(default_factory=dict)
     ignored_files: dict[str, int] = field(default_factory=dict)
+    ignored_columns: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -114,7 +115,8 @@ def prepare(settings: AlignConfig) -> Job:
     """Plan the videos, load model and corpus, and write or reuse the manifest of the alignments folder.
 
     Raises:
-        AlignerError: anything that does not fit together, in particular a folder made with other settings.
+        ChangedSettings: the folder was begun with other settings, and ``force`` is not set.
+        AlignerError: anything else that does not fit together, or a folder that is not ours.
     """
     if settings.force and settings.num_shards > 1:
         raise AlignerError(
@@ -217,15 +219,20 @@ def _publish(
 ) -> dict[str, Any]:
     """Reuse the manifest in ``out`` if it says the same; otherwise write plan, entities and manifest."""
     out = settings.out
+    artifact.refuse_foreign(out)
+    # One of several processes cannot know whether another is writing such a file right now.
+    if settings.num_shards == 1:
+        artifact.remove_start_leftovers(out)
     table = plan_table(videos)
     if (out / artifact.MANIFEST).is_file() and not settings.force:
         manifest = artifact.read_manifest(out)
         _refuse_changes(out, manifest, content, table)
+        _refuse_damage(out, manifest)
         return manifest
     out.mkdir(parents=True, exist_ok=True)
     # Never without --force: tasks of an array may all be at this point at the same moment.
     if settings.force:
-        _start_over(out)
+        artifact.start_over(out)
     artifact.write_table(out / artifact.VIDEOS, table)
     artifact.write_bytes(out / artifact.ENTITIES, entities.entities_file.read_bytes())
     manifest = artifact.make_manifest(out, rows=len(table), entities=len(entities.names), content=content)
@@ -243,15 +250,21 @@ def _refuse_changes(out: Path, manifest: dict[str, Any], content: dict[str, Any]
     changed = []
     for section in ("package", "schema_version", "config", "model"):
         changed += _differences(section, manifest[section], wanted[section])
-    if manifest["inputs"]["corpus"] != wanted["inputs"]["corpus"]:
-        changed += _differences("corpus", manifest["inputs"]["corpus"], wanted["inputs"]["corpus"])
-    if manifest["inputs"]["videos"] != wanted["inputs"]["videos"]:
+    had = manifest["inputs"]
+    changed += _differences("corpus", had.get("corpus"), content["inputs"]["corpus"])
+    if had.get("videos") != content["inputs"]["videos"]:
         changed.append(_plan_difference(artifact.read_videos(out), table))
     if changed:
         listed = "\n  ".join(changed)
-        raise AlignerError(
+        raise ChangedSettings(
             f"{out} was begun with other settings:\n  {listed}\nGive another --out, or --force to start over"
         )
+
+
+def _refuse_damage(out: Path, manifest: dict[str, Any]) -> None:
+    """Shards beside a damaged plan or entity table would be of no use to anybody."""
+    if problems := artifact.damaged_files(out, manifest):
+        raise AlignerError(f"{out} is damaged: {'; '.join(problems)}. Give --force to start over")
 
 
 def _differences(key: str, had: Any, wanted: Any) -> list[str]:
@@ -269,12 +282,6 @@ def _plan_difference(had: pa.Table, wanted: pa.Table) -> str:
     changed = sum(before[video] != after[video] for video in before.keys() & after.keys())
     added, removed = len(after.keys() - before.keys()), len(before.keys() - after.keys())
     return f"videos: {added} added, {removed} removed, {changed} with another size, label, split or shard"
-
-
-def _start_over(out: Path) -> None:
-    for pattern in (artifact.MANIFEST, "shard-*.json", "shard-*.parquet", "failures-*.parquet", ".*.tmp"):
-        for file in out.glob(pattern):
-            file.unlink(missing_ok=True)
 
 
 # Running.
@@ -300,6 +307,7 @@ def run(
     todo = [shard for shard in shards if states[shard] != "done"]
     report = AlignReport(settings.out.name, len(shards), len(shards) - len(todo))
     report.ignored_files = job.plan.ignored
+    report.ignored_columns = list(job.plan.ignored_columns)
     report.warnings = warnings_of(job)
     for text in report.warnings:
         warn(text)
@@ -312,7 +320,7 @@ def run(
 
 def warnings_of(job: Job) -> list[str]:
     """What a user should know before a long run."""
-    warnings = []
+    warnings = job.plan.warnings()
     if job.manifest["regions"] < FEW_REGIONS:
         warnings.append(
             f"--merge {job.config.merge} leaves {job.manifest['regions']} regions of "

@@ -55,9 +55,7 @@ def status(out: Path) -> Status:
     states = [artifact.shard_state(out, shard, manifest["fingerprint"]) for shard in shards]
     done = [shard for shard in shards if states[shard] == "done"]
     markers = [artifact.read_marker(out, shard) or {} for shard in done]
-    failures = Counter(
-        f"{row['stage']} ({row['error']})" for s in done for row in artifact.read_failures(out, s)
-    )
+    failures = Counter(f"{row['stage']} ({row['error']})" for row in artifact.all_failures(out))
     ok = sum(marker["counts"]["ok"] for marker in markers)
     failed = sum(marker["counts"]["failed"] for marker in markers)
     seconds = sum(marker["timing"]["seconds"] for marker in markers)
@@ -70,7 +68,7 @@ def verify(out: Path) -> list[str]:
     """Every problem found in an alignments folder, one sentence each; empty when it is whole.
 
     Raises:
-        AlignerError: not an alignments folder.
+        AlignerError: not an alignments folder, or a manifest that cannot be read.
     """
     manifest = artifact.read_manifest(out)
     problems = _check_manifest(out, manifest)
@@ -84,21 +82,17 @@ def verify(out: Path) -> list[str]:
 
 
 def _check_manifest(out: Path, manifest: dict[str, Any]) -> list[str]:
-    problems = []
-    for name, entry in manifest["files"].items():
-        if not (out / name).is_file():
-            problems.append(f"{name} is missing")
-        elif artifact.file_sha256(out / name) != entry["sha256"]:
-            problems.append(f"{name} is not the file that the manifest describes (sha256 differs)")
+    problems = artifact.damaged_files(out, manifest)
     if artifact.manifest_fingerprint(manifest) != manifest["fingerprint"]:
         problems.append("manifest.json was changed: its fingerprint does not fit its content")
     return problems
 
 
 def _check_shard(out: Path, shard: int, planned: list[str], manifest: dict[str, Any]) -> list[str]:
-    marker = artifact.read_marker(out, shard)
+    marker = artifact.read_whole_marker(out, shard)
     if marker is None:
-        return ["not done; run `aligner run` again"]
+        damaged = "its marker is damaged" if (out / artifact.marker_name(shard)).exists() else "not done"
+        return [f"{damaged}; run `aligner run` again"]
     if marker["fingerprint"] != manifest["fingerprint"]:
         return ["its marker belongs to other settings; run `aligner run` again"]
     rows, failures = out / artifact.shard_name(shard), out / artifact.failures_name(shard)
@@ -111,10 +105,17 @@ def _check_shard(out: Path, shard: int, planned: list[str], manifest: dict[str, 
             problems.append(f"{file.name} was changed or damaged (sha256 differs from the marker)")
     if problems:
         return problems + _damage(rows)
+    try:
+        return _check_coverage(out, shard, planned, marker) + _check_rows(rows, marker, manifest)
+    except (AlignerError, pa.ArrowException, OSError) as error:
+        return [f"it cannot be read: {str(error).splitlines()[0]}"]
+
+
+def _check_coverage(out: Path, shard: int, planned: list[str], marker: dict[str, Any]) -> list[str]:
     failed = [row["video_id"] for row in artifact.read_failures(out, shard)]
-    if sorted([*marker["videos"], *failed]) != sorted(planned):
-        problems.append(f"{len(marker['videos'])} ok and {len(failed)} failed videos do not cover the plan")
-    return problems + _check_rows(rows, marker, manifest)
+    if sorted([*marker["videos"], *failed]) == sorted(planned):
+        return []
+    return [f"{len(marker['videos'])} ok and {len(failed)} failed videos do not cover the plan"]
 
 
 def _damage(rows: Path) -> list[str]:
@@ -215,9 +216,11 @@ def region_lines(out: Path, video_id: str, top: int = 3, largest: int | None = N
     manifest = artifact.read_manifest(out)
     if not 1 <= top <= manifest["top_k"]:
         raise AlignerError(f"--top must lie between 1 and {manifest['top_k']}, got {top}")
-    names = pq.read_table(out / artifact.ENTITIES, columns=["name"])["name"].to_pylist()
+    names = artifact.read_entity_names(out)
     rows = artifact.read_video(out, video_id)
     ids, scores = artifact.lists(rows["topk_entity"]), artifact.lists(rows["topk_score"])
+    if ids.max(initial=0) >= len(names) or ids.min(initial=0) < 0:
+        raise AlignerError(f"{video_id} names entities that {out} lacks; `aligner verify {out}` says more")
     plain = [name for name in rows.schema.names if name not in ("topk_entity", "topk_score", "embedding")]
     lines = []
     for place, row in enumerate(rows.select(plain).to_pylist()):

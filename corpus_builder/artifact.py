@@ -3,7 +3,8 @@
 Corpus, ``DIR/``: ``entities.parquet`` (row number = entity id), ``entities.faiss`` (inner product over the
 same rows), ``candidates.parquet`` (every phrase found, kept or dropped), ``manifest.json``. Labels, ``DIR/``:
 ``labels.parquet`` (row number = class id) and ``manifest.json``. The manifest is written last: a folder
-without one is not an artifact.
+without one is not an artifact. A corpus whose model lay in a local folder or file may hold
+``model_location.json`` too: a hint for this machine, in neither the manifest nor the fingerprint.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ ENTITIES = "entities.parquet"
 INDEX = "entities.faiss"
 CANDIDATES = "candidates.parquet"
 LABELS = "labels.parquet"
+MODEL_LOCATION = "model_location.json"
 FILES = {"corpus": (ENTITIES, INDEX, CANDIDATES), "labels": (LABELS,)}
 MAKERS = {
     "corpus": "corpus-builder build --labels FILE --model MODEL --pretrained TAG --out DIR",
@@ -45,6 +47,8 @@ REQUIRED_KEYS = (
     "counts",
     "files",
 )
+
+MINED_SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 UNIT = "unit length, float32; the inner product of two is their cosine"
 
@@ -158,6 +162,7 @@ def write_corpus(
     candidates: pa.Table,
     facts: Mapping[str, Any],
     *,
+    location: Mapping[str, str] | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
     """Publish a Corpus and return its manifest.
@@ -168,12 +173,27 @@ def write_corpus(
         index: the serialised FAISS index over the same rows.
         candidates: as ``CANDIDATES_SCHEMA``.
         facts: the manifest's ``config``, ``inputs``, ``model`` and ``counts``.
+        location: where the model lies on this machine, as :func:`read_model_location` gives it back.
         force: write even if the folder holds other things.
     """
     dim = entities.schema.field("embedding").type.list_size
     files = {ENTITIES: _parquet(entities), INDEX: index, CANDIDATES: _parquet(candidates)}
     rows = {ENTITIES: len(entities), INDEX: len(entities), CANDIDATES: len(candidates)}
-    return _publish(folder, "corpus", files, rows, {**facts, "entities": len(entities), "dim": dim}, force)
+    extra = {**facts, "entities": len(entities), "dim": dim}
+    return _publish(folder, "corpus", files, rows, extra, force, location)
+
+
+def read_model_location(folder: Path) -> dict[str, str] | None:
+    """Where the model of a corpus lay: ``model`` and, for a weights file, ``pretrained``; None if untold.
+
+    A hint only: whoever loads what it names has to compare the weights.
+    """
+    try:
+        told = json.loads((folder / MODEL_LOCATION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    strings = isinstance(told, dict) and all(isinstance(value, str) for value in told.values())
+    return told if strings and "model" in told else None
 
 
 def write_labels(
@@ -186,9 +206,25 @@ def write_labels(
 
 
 def write_mined(path: Path, table: pa.Table) -> None:
-    """Write the result of ``mine`` (``MINED_SCHEMA``) to one Parquet file, atomically."""
+    """Write the result of ``mine`` (``MINED_SCHEMA``) to one file in the format of its suffix, atomically.
+
+    Raises :class:`CorpusError` as :func:`check_mined` does.
+    """
+    check_mined(path)
+    writers = {".parquet": _parquet, ".csv": _csv, ".jsonl": _jsonl}
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, _parquet(table))
+    _replace(path, writers[path.suffix.lower()](table))
+
+
+def check_mined(path: Path) -> None:
+    """Raise :class:`CorpusError` unless ``path`` can be written by :func:`write_mined`."""
+    _check_above(path)
+    if path.is_dir():
+        raise CorpusError(f"--out '{path}' is a folder, expected a file such as '{path / 'mined.parquet'}'")
+    if path.suffix.lower() not in MINED_SUFFIXES:
+        raise CorpusError(
+            f"--out '{path}' ends with '{path.suffix}', expected one of {', '.join(MINED_SUFFIXES)}"
+        )
 
 
 def open_artifact(folder: Path) -> Artifact:
@@ -216,7 +252,7 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
     maker = MAKERS[kind or "corpus"]
     path = folder / MANIFEST
     if not path.is_file():
-        raise CorpusError(f"needs {wanted}, found no {MANIFEST} in {folder}; produced by `{maker}`")
+        raise CorpusError(f"needs {wanted}, found no {MANIFEST} in '{folder}'; produced by `{maker}`")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -228,14 +264,14 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
         raise CorpusError(f"needs {wanted}, found {path} without {', '.join(missing)}; produced by `{maker}`")
     if manifest["artifact"] not in ((kind,) if kind else FILES):
         raise CorpusError(
-            f"needs {wanted}, found artifact '{manifest['artifact']}' in {folder}; produced by `{maker}`"
+            f"needs {wanted}, found artifact '{manifest['artifact']}' in '{folder}'; produced by `{maker}`"
         )
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise CorpusError(
             f"needs {wanted} of schema version {SCHEMA_VERSION}, found version {manifest['schema_version']}"
             f" (by {manifest['package']}); use that release, or make it again with `{maker}`"
         )
-    if manifest["fingerprint"] != fingerprint(manifest):
+    if manifest["fingerprint"] != _fingerprint_if_whole(manifest):
         raise CorpusError(
             f"{path} was changed after it was written (its fingerprint is wrong); run `{maker}` again"
         )
@@ -256,6 +292,15 @@ def fingerprint(manifest: Mapping[str, Any]) -> str:
     core = {key: manifest[key] for key in keys}
     core["files"] = {name: entry["sha256"] for name, entry in manifest["files"].items()}
     return _sha256(json.dumps(core, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _fingerprint_if_whole(manifest: Mapping[str, Any]) -> str | None:
+    """The fingerprint, or None where entries of ``files`` lack what every entry holds."""
+    try:
+        whole = all({"bytes", "rows"} <= set(entry) for entry in manifest["files"].values())
+        return fingerprint(manifest) if whole and "dim" in manifest else None
+    except (AttributeError, KeyError, TypeError):
+        return None
 
 
 def file_input(path: Path) -> dict[str, str]:
@@ -297,9 +342,11 @@ def _publish(
     rows: Mapping[str, int],
     facts: Mapping[str, Any],
     force: bool,
+    location: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     _make_room(folder, kind, force)
     (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / MODEL_LOCATION).unlink(missing_ok=True)
     for name, data in files.items():
         _replace(folder / name, data)
     manifest: dict[str, Any] = {
@@ -314,20 +361,29 @@ def _publish(
         **facts,
     }
     manifest["fingerprint"] = fingerprint(manifest)
+    if location:
+        _replace(folder / MODEL_LOCATION, (json.dumps(dict(location), indent=2) + "\n").encode())
     _replace(folder / MANIFEST, (json.dumps(manifest, sort_keys=True, indent=2) + "\n").encode())
     return manifest
 
 
+def _check_above(path: Path) -> None:
+    blocked = next((parent for parent in path.parents if parent.is_file()), None)
+    if blocked:
+        raise CorpusError(f"--out '{path}' lies below '{blocked}', which is a file, expected a folder")
+
+
 def check_room(folder: Path, kind: str, *, force: bool = False) -> None:
     """Raise :class:`CorpusError` if writing into ``folder`` would mix an artifact with other things."""
+    _check_above(folder)
     if folder.exists() and not folder.is_dir():
-        raise CorpusError(f"--out {folder} is a file, expected a folder")
-    own = {*FILES[kind], MANIFEST}
+        raise CorpusError(f"--out '{folder}' is a file, expected a folder")
+    own = {*FILES[kind], MANIFEST, *([MODEL_LOCATION] if kind == "corpus" else [])}
     others = sorted(p.name for p in folder.iterdir() if p.name not in own) if folder.is_dir() else []
     others = [name for name in others if not name.startswith(".tmp-")]
     if others and not force:
         raise CorpusError(
-            f"--out {folder} holds other things ({others[0]}): choose another folder, or pass --force"
+            f"--out '{folder}' holds other things ({others[0]}): choose another folder, or pass --force"
         )
 
 
@@ -343,6 +399,18 @@ def _parquet(table: pa.Table) -> bytes:
     plain = [name for name in table.schema.names if name != "embedding"]
     pq.write_table(table, sink, compression="zstd", use_dictionary=plain, write_page_checksum=True)
     return sink.getvalue().to_pybytes()
+
+
+def _csv(table: pa.Table) -> bytes:
+    from pyarrow import csv
+
+    sink = pa.BufferOutputStream()
+    csv.write_csv(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def _jsonl(table: pa.Table) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist()).encode()
 
 
 def _sha256(data: bytes) -> str:

@@ -192,11 +192,12 @@ def build_corpus(
     say: Say = lambda line: None,
 ) -> BuildReport:
     """Mine, embed and publish a Corpus under ``out``; see :func:`mine_corpus` for the errors."""
-    from corpus_builder.embed import check_model, load_text_encoder
+    from corpus_builder.embed import check_model, choose_device, load_text_encoder, model_location
     from corpus_builder.index import build_index, index_bytes
 
     artifact.check_room(out, "corpus", force=force)
     check_model(model, pretrained)
+    choose_device(device)
     clock = _Clock()
     report = mine_corpus(inputs, config, say)
     entities = gather(report.found)
@@ -221,7 +222,8 @@ def build_corpus(
     }
     table = _entity_table(entities, vectors)
     index = index_bytes(build_index(vectors))
-    manifest = artifact.write_corpus(out, table, index, _candidate_table(report.found), facts, force=force)
+    candidates, location = _candidate_table(report.found), model_location(model, pretrained)
+    manifest = artifact.write_corpus(out, table, index, candidates, facts, location=location, force=force)
     clock.lap("write")
     return BuildReport(manifest, clock.seconds)
 
@@ -240,12 +242,13 @@ def build_labels(
 ) -> BuildReport:
     """Embed class names over ``templates`` and publish a Labels artifact under ``out``."""
     from corpus_builder.config import TEMPLATES
-    from corpus_builder.embed import check_model, embed_labels, load_text_encoder
+    from corpus_builder.embed import check_model, choose_device, embed_labels, load_text_encoder
 
     artifact.check_room(out, "labels", force=force)
     chosen = check_templates(templates or TEMPLATES)
     labels = read_labels(path, label_column).labels
     check_model(model, pretrained)
+    choose_device(device)
     clock = _Clock()
     say(f"loading {model}")
     encoder = load_text_encoder(model, pretrained, device)
@@ -278,31 +281,71 @@ def search_corpus(
 ) -> list[dict[str, Any]]:
     """The k entities of a corpus nearest to a text: name, sense, gloss, cosine.
 
-    The corpus's own model is loaded; a model that was a local folder or file must be given again. Raises
-    :class:`CorpusError` if the model at hand is not the corpus's.
+    The corpus's own model is loaded, a local folder or file from where it lay when the corpus was made.
+    Raises :class:`CorpusError` if the model at hand is not the corpus's, or is no longer there.
     """
-    from corpus_builder.embed import load_text_encoder
     from corpus_builder.index import read_index, search
 
     corpus = artifact.open_corpus(folder)
+    index = read_index(folder / artifact.INDEX)
+    if (index.ntotal, index.d) != corpus.embeddings.shape:
+        raise CorpusError(
+            f"'{folder}': {artifact.INDEX} holds {index.ntotal} vectors of {index.d}, expected"
+            f" {' of '.join(map(str, corpus.embeddings.shape))}; run `{artifact.MAKERS['corpus']}` again"
+        )
+    encoder = _encoder_of(corpus, model, pretrained, device)
+    hits = search(index, encoder.encode([text]), k)
+    rows = (
+        corpus.table.select(["entity_id", "name", "sense", "gloss", "source"]).take(hits.ids[0]).to_pylist()
+    )
+    return [row | {"cosine": float(score)} for row, score in zip(rows, hits.scores[0], strict=True)]
+
+
+def _encoder_of(corpus: artifact.Artifact, model: str | None, pretrained: str | None, device: str) -> Any:
+    """The text encoder that made a corpus, as the caller names it or as the corpus does."""
+    from corpus_builder.embed import choose_device, is_published, load_text_encoder
+
+    choose_device(device)
     own = corpus.manifest["model"]
-    if model is None:
-        if own["name"].startswith("local-dir:"):
-            raise CorpusError(
-                f"the corpus was made with {own['name']}: say where it lies with --model local-dir:PATH"
-            )
-        model, pretrained = own["name"], pretrained or own["pretrained"]
-    encoder = load_text_encoder(model, pretrained, device)
+    if model is None and pretrained is None:
+        if not is_published(own["name"], own["pretrained"]):
+            return _encoder_where_it_lay(corpus.folder, own, device)
+        pretrained = own["pretrained"]
+    elif model is None and own["name"].startswith("local-dir:"):
+        raise CorpusError(_say_where(own))
+    encoder = load_text_encoder(model or own["name"], pretrained, device)
     if encoder.info["weights_sha256"] != own["weights_sha256"]:
         raise CorpusError(
             f"needs the corpus's model, {_model_name(own)}, found {_model_name(encoder.info)}; give the first"
             f" with --model and --pretrained, or run `{artifact.MAKERS['corpus']}` with the second"
         )
-    hits = search(read_index(folder / artifact.INDEX), encoder.encode([text]), k)
-    rows = (
-        corpus.table.select(["entity_id", "name", "sense", "gloss", "source"]).take(hits.ids[0]).to_pylist()
+    return encoder
+
+
+def _encoder_where_it_lay(folder: Path, own: dict[str, Any], device: str) -> Any:
+    """The model of a corpus from the folder or file it was loaded from; else the request to say where."""
+    from corpus_builder.embed import load_text_encoder
+
+    told = artifact.read_model_location(folder)
+    if told is None:
+        raise CorpusError(_say_where(own))
+    try:
+        encoder = load_text_encoder(told["model"], told.get("pretrained"), device)
+    except CorpusError as error:
+        raise CorpusError(f"{_say_where(own)}; where it lay before: {error}") from error
+    if encoder.info["weights_sha256"] != own["weights_sha256"]:
+        lay = told.get("pretrained", told["model"])
+        raise CorpusError(f"{_say_where(own)}; '{lay}' now has other weights")
+    return encoder
+
+
+def _say_where(own: dict[str, Any]) -> str:
+    if own["name"].startswith("local-dir:"):
+        return f"the corpus was made with {own['name']}: say where it lies with --model local-dir:PATH"
+    return (
+        f"the corpus was made with {own['name']} and the weights file '{own['pretrained']}': say where it lies"
+        f" with --model {own['name']} --pretrained FILE"
     )
-    return [row | {"cosine": float(score)} for row, score in zip(rows, hits.scores[0], strict=True)]
 
 
 def _model_name(info: dict[str, Any]) -> str:

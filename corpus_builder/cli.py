@@ -2,7 +2,8 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,7 +61,7 @@ Pretrained = Annotated[
         "--pretrained", help="Tag, weights file, or none for random weights; left out with local-dir:."
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Templates = Annotated[
     list[str] | None,
     typer.Option("--template", help="Prompt with {} for the name, replacing the built-in ones. Repeatable."),
@@ -72,7 +73,7 @@ OutDir = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 
 
 def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Show a :class:`CorpusError` as one line on stderr and end with 1."""
+    """Show a :class:`CorpusError`, or what the file system refuses, as one line on stderr and end with 1."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -81,12 +82,31 @@ def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
         except CorpusError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from None
+        except BrokenPipeError:  # the reader of our output left, which click ends quietly
+            raise
+        except OSError as error:
+            place = f"'{error.filename}': " if error.filename else ""
+            typer.echo(
+                f"error: {place}{error.strerror or error}; check the path, its rights and the space", err=True
+            )
+            raise typer.Exit(1) from None
 
     return wrapped
 
 
 def _say(quiet: bool) -> Callable[[str], None]:
     return (lambda line: None) if quiet else functools.partial(typer.echo, err=True)
+
+
+def _mining(given: Mapping[str, Any]) -> tuple[CorpusConfig, Any]:
+    """The settings and the ``Inputs`` among the options of a command, told apart by their names."""
+    names = {field.name for field in fields(CorpusConfig)}
+    config = CorpusConfig(**{name: value for name, value in given.items() if name in names})
+    from corpus_builder.build import Inputs
+
+    names = {field.name for field in fields(Inputs)}
+    files = {name: value for name, value in given.items() if name in names}
+    return config, Inputs(**files | {"expansions": tuple(files["expansions"] or ())})
 
 
 def _show_version(shown: bool) -> bool:
@@ -108,7 +128,7 @@ def main(
 @app.command("mine")
 @_plain_errors
 def mine_cli(
-    out: Annotated[Path, typer.Option("--out", help="Parquet file to write.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write: .parquet, .csv or .jsonl.")],
     labels: MaybeLabels = None,
     captions: Captions = None,
     expansions: Expansions = None,
@@ -124,10 +144,10 @@ def mine_cli(
     quiet: Quiet = False,
 ) -> None:
     """Find the entities of labels and captions, with their WordNet senses. Needs no CLIP."""
-    config = CorpusConfig(taggers, spacy_model, strategy, body_parts, min_count, max_words)
+    config, inputs = _mining(locals())
     from corpus_builder import artifact, build
 
-    inputs = build.Inputs(labels, captions, tuple(expansions or ()), label_column, caption_column, nltk_data)
+    artifact.check_mined(out)
     report = build.mine_corpus(inputs, config, _say(quiet))
     artifact.write_mined(out, artifact.table_of(build.mined_rows(report), artifact.MINED_SCHEMA))
     _say(quiet)(json.dumps(report.counts, indent=2))
@@ -156,10 +176,9 @@ def build_cli(
     quiet: Quiet = False,
 ) -> None:
     """Mine entities, embed them with a CLIP text tower, and write the corpus with its FAISS index."""
-    config = CorpusConfig(taggers, spacy_model, strategy, body_parts, min_count, max_words)
+    config, inputs = _mining(locals())
     from corpus_builder import build
 
-    inputs = build.Inputs(labels, captions, tuple(expansions or ()), label_column, caption_column, nltk_data)
     say = _say(quiet)
     report = build.build_corpus(inputs, config, model, pretrained, out, device=device, force=force, say=say)
     say(json.dumps(report.manifest["counts"] | {"seconds": report.seconds}, indent=2))
@@ -207,7 +226,7 @@ def search_cli(
     text: Annotated[str, typer.Argument(help="What to look for.")],
     k: Annotated[int, typer.Option("--k", min=1, help="How many entities to show.")] = 10,
     model: Annotated[
-        str | None, typer.Option("--model", help="The corpus's model, where it was a local folder.")
+        str | None, typer.Option("--model", help="The corpus's model, where its local folder has moved.")
     ] = None,
     pretrained: Pretrained = None,
     device: Device = "auto",

@@ -10,6 +10,7 @@ score::
     +1 visual, +0.5 people and places, -1 abstract                        prior
     1.5 for an act, 2.0 for "the act of ...", where acts are meant        prior
     -0.3 log2(rank + 1)                                                   prior
+    0.75 for a phrase of several words, if the sense is headed by it      prior
 """
 
 import math
@@ -25,6 +26,7 @@ VISUAL_FILES = frozenset(
 )
 HALF_VISUAL_FILES = frozenset(f"noun.{name}" for name in "location person phenomenon Tops".split())
 RANK_WEIGHT = 0.3
+HEAD_WEIGHT = 0.75
 CUE_WEIGHT = 2.0
 BOTH_WEIGHT = 0.5
 ACT_WEIGHT = 1.5
@@ -155,7 +157,8 @@ def _scores(
         # what an action asks for is there to be seen, whatever WordNet files it under
         prior = asked + max(prior, 0.0) if asked else prior
         overlap = _overlap((text & around) - own, shared, len(senses))
-        scores.append(overlap + prior - RANK_WEIGHT * math.log2(sense.rank + 1))
+        rank = HEAD_WEIGHT * _heads(sense) - RANK_WEIGHT * math.log2(sense.rank + 1)
+        scores.append(overlap + prior + rank)
     return scores
 
 
@@ -181,6 +184,14 @@ def _prior(sense: Sense, act: bool) -> float:
     return float(lexname in VISUAL_FILES) - float(
         lexname in ABSTRACT_FILES or lexname == "noun.communication"
     )
+
+
+def _heads(sense: Sense) -> bool:
+    """Whether a phrase of several words is the sense's headword and no by-name of another thing.
+
+    Such phrases are rare in the texts that WordNet's ranks were counted in, so their ranks tell little.
+    """
+    return " " in sense.form and sense.name.rsplit(".", 2)[0].replace("_", " ") == sense.form.lower()
 
 
 class _Gloss:

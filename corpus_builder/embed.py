@@ -5,7 +5,10 @@ the alignments made with them can be told to come from one model.
 """
 
 import hashlib
-from collections.abc import Sequence
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -92,18 +95,21 @@ def load_text_encoder(name: str, pretrained: str | None = None, device: str = "a
     Args:
         name: a built-in architecture, ``hf-hub:org/repo`` or ``local-dir:PATH``.
         pretrained: a tag or a weights file; ``none`` for seeded random weights; to be left out with a schema.
-        device: ``cpu``, ``cuda``, or ``auto`` for whichever there is.
+        device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for whichever there is.
 
     Raises:
-        CorpusError: unknown name or tag, weights missing or not to be had; says which choices there are.
+        CorpusError: unknown name or tag, no such device, weights missing or not to be had; says which
+            choices there are.
     """
     import open_clip
 
-    check_model(name, pretrained)
+    chosen = choose_device(device)
+    name = check_model(name, pretrained)
     try:
-        model = _create(name, pretrained)
-        tokenizer = open_clip.get_tokenizer(name)
-    except (RuntimeError, OSError, ValueError) as error:
+        with _quiet_loggers():
+            model = _create(name, pretrained)
+            tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # open_clip, the hub client, safetensors and torch each raise their own kinds
         raise CorpusError(_why(name, pretrained, error)) from error
     info = {
         "name": _portable(name),
@@ -112,18 +118,32 @@ def load_text_encoder(name: str, pretrained: str | None = None, device: str = "a
         "embed_dim": _embed_dim(model, tokenizer),
         "random_weights": pretrained == "none",
     }
+    return OpenClipText(model, tokenizer, info, chosen)
+
+
+def choose_device(device: str) -> str:
+    """The torch device of ``--device``; raises :class:`CorpusError` unless this machine has it."""
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return OpenClipText(model, tokenizer, info, device)
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        hint = did_you_mean(device, ("auto", "cpu", "cuda"))
+        raise CorpusError(f"--device is '{device}', expected auto, cpu, cuda or cuda:N{hint}")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= gpus:
+        raise CorpusError(f"--device is '{device}', found {gpus} usable GPUs; use --device cpu or auto")
+    return device
 
 
-def check_model(name: str, pretrained: str | None) -> None:
-    """Raise :class:`CorpusError` unless ``--model`` and ``--pretrained`` go together and are known."""
+def check_model(name: str, pretrained: str | None) -> str:
+    """The model's name as open_clip lists it (``ViT-B/16`` is ``ViT-B-16``).
+
+    Raises :class:`CorpusError` unless ``--model`` and ``--pretrained`` go together and are known.
+    """
     import open_clip
 
     if name.startswith(("local-dir:", "hf-hub:")):
         _check_schema(name, pretrained)
-        return
+        return name
     known = open_clip.list_models()
     key = name.replace("/", "-")
     if key not in known:
@@ -133,11 +153,39 @@ def check_model(name: str, pretrained: str | None) -> None:
     choices = f"one of {', '.join(tags) or '(no tags)'}, a weights file, or 'none' for random weights"
     if pretrained is None:
         raise CorpusError(f"--model {name} needs --pretrained: {choices}")
-    if pretrained != "none" and pretrained not in tags and not Path(pretrained).is_file():
+    if pretrained != "none" and not is_tag(key, pretrained) and not Path(pretrained).is_file():
         raise CorpusError(
             f"--pretrained '{pretrained}' is neither a tag of {name} nor a file"
             f"{did_you_mean(pretrained, tags)}; expected {choices}"
         )
+    return key
+
+
+def is_tag(model: str, pretrained: str) -> bool:
+    """Whether open_clip publishes weights of ``model`` under that tag."""
+    import open_clip
+
+    return bool(open_clip.pretrained.is_pretrained_cfg(model, pretrained))
+
+
+def is_published(name: str, pretrained: str | None) -> bool:
+    """Whether a name out of a manifest suffices to get the model, wherever one is."""
+    if name.startswith(("local-dir:", "hf-hub:")):
+        return name.startswith("hf-hub:")
+    return pretrained in (None, "none") or is_tag(name, str(pretrained))
+
+
+def model_location(name: str, pretrained: str | None) -> dict[str, str] | None:
+    """Where a model lies on this machine, or None where its name alone finds it.
+
+    ``{"model": "local-dir:/abs/folder"}``, or ``{"model": "ViT-B-16", "pretrained": "/abs/weights.pt"}``.
+    """
+    if name.startswith("local-dir:"):
+        return {"model": f"local-dir:{Path(name.removeprefix('local-dir:')).resolve()}"}
+    name = name.replace("/", "-") if not name.startswith("hf-hub:") else name
+    if is_published(name, pretrained):
+        return None
+    return {"model": name, "pretrained": str(Path(str(pretrained)).resolve())}
 
 
 def _check_schema(name: str, pretrained: str | None) -> None:
@@ -150,7 +198,21 @@ def _check_schema(name: str, pretrained: str | None) -> None:
     folder = Path(name.removeprefix("local-dir:"))
     for file in ("open_clip_config.json", "open_clip_model.safetensors"):
         if not (folder / file).is_file():
-            raise CorpusError(f"--model {name}: {folder} holds no {file}")
+            raise CorpusError(
+                f"--model local-dir: '{folder}' holds no {file}; it takes a folder with open_clip_config.json"
+                " and open_clip_model.safetensors"
+            )
+
+
+@contextmanager
+def _quiet_loggers() -> Iterator[None]:
+    """Mute loggers for a while: open_clip warns of what was asked for, and what fails is told by our error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _create(name: str, pretrained: str | None) -> Any:
@@ -165,7 +227,7 @@ def _create(name: str, pretrained: str | None) -> Any:
 
 def _why(name: str, pretrained: str | None, error: Exception) -> str:
     weights = f" with --pretrained {pretrained}" if pretrained else ""
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
     return (
         f"--model {name}{weights} could not be loaded: {first}. Without a network, give a weights file"
         " (--pretrained FILE.safetensors) or a folder (--model local-dir:PATH)"

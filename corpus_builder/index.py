@@ -56,8 +56,11 @@ def read_index(path: Path) -> Any:
 
     try:
         return faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise CorpusError(f"{path.name} is no FAISS index: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, MemoryError) as error:
+        reason = (str(error) or "its sizes make no sense").splitlines()[0]
+        raise CorpusError(
+            f"{path.name} is no FAISS index: {reason}; make the corpus again with `corpus-builder build`"
+        ) from None
 
 
 def search(index: Any, queries: Float[np.ndarray, "queries dim"], k: int) -> Hits:

@@ -12,7 +12,14 @@ from corpus_builder.config import CorpusError, did_you_mean
 
 LABEL_COLUMNS = ("name", "label")
 CAPTION_COLUMNS = ("caption", "text")
+ALIKE: dict[tuple[str, ...], tuple[str, ...]] = {
+    LABEL_COLUMNS: ("class", "action"),
+    CAPTION_COLUMNS: ("sentence", "description"),
+}
+"""What such columns are called elsewhere: not read unasked, but worth a hint."""
+
 CAPTION_BATCH = 4096
+RECODE = "save it as UTF-8, for example with `iconv -f LATIN1 -t UTF-8`"
 
 # "applyEye" -> "apply Eye"; "TVShow" -> "TV Show", while "DVDs" stays whole.
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z](?!s\b)[a-z])")
@@ -64,11 +71,12 @@ def read_labels(path: Path, column: str | None = None) -> LabelFile:
     """
     _require_file(path, "--labels")
     expansions: dict[str, tuple[str, ...]] = {}
-    if path.suffix == ".json":
+    suffix = path.suffix.lower()
+    if suffix == ".json":
         names, ids, expansions = _labels_from_json(path)
-    elif path.suffix == ".csv":
+    elif suffix == ".csv":
         names, ids = _labels_from_csv(path, column)
-    elif path.suffix == ".txt":
+    elif suffix == ".txt":
         names, ids = [line for line in _lines(path) if line], None
     else:
         raise CorpusError(f"--labels {path.name}: got '{path.suffix}', expected a .txt, .csv or .json file")
@@ -107,12 +115,13 @@ def iter_captions(path: Path, column: str | None = None) -> Iterator[str]:
     _require_file(path, "--captions")
     readers = {".txt": lambda: _lines(path), ".csv": lambda: _csv_column(path, column, CAPTION_COLUMNS)}
     readers[".parquet"] = lambda: _parquet_column(path, column)
-    if path.suffix not in readers:
+    suffix = path.suffix.lower()
+    if suffix not in readers:
         raise CorpusError(
             f"--captions {path.name}: got '{path.suffix}', expected a .txt, .csv or .parquet file"
         )
     found = False
-    for caption in readers[path.suffix]():
+    for caption in readers[suffix]():
         if caption.strip():
             found = True
             yield _SEPARATORS.sub(" ", caption).strip()
@@ -143,13 +152,15 @@ def _lines(path: Path) -> Iterator[str]:
             for line in stream:
                 yield line.strip()
     except UnicodeDecodeError as error:
-        raise CorpusError(f"{path.name} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise CorpusError(f"{path.name} is not UTF-8 text ({error.reason}); {RECODE}") from None
 
 
 def _load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path.name} is not UTF-8 text ({error.reason}); {RECODE}") from None
+    except json.JSONDecodeError as error:
         raise CorpusError(f"{path.name} is not valid JSON: {error}") from None
 
 
@@ -192,7 +203,7 @@ def _labels_from_csv(path: Path, column: str | None) -> tuple[list[str], list[in
 
 
 def _csv_column(
-    path: Path, column: str | None, defaults: Sequence[str], option: str = "--caption-column"
+    path: Path, column: str | None, defaults: tuple[str, ...], option: str = "--caption-column"
 ) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -200,8 +211,10 @@ def _csv_column(
             chosen = _choose_column(path, list(reader.fieldnames or ()), column, defaults, option)
             for row in reader:
                 yield row[chosen] or ""
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise CorpusError(f"{path.name} cannot be read as UTF-8 CSV: {error}") from None
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path.name} is not UTF-8 text ({error.reason}); {RECODE}") from None
+    except csv.Error as error:
+        raise CorpusError(f"{path.name} cannot be read as CSV: {error}; save it as CSV again") from None
 
 
 def _parquet_column(path: Path, column: str | None) -> Iterator[str]:
@@ -210,22 +223,40 @@ def _parquet_column(path: Path, column: str | None) -> Iterator[str]:
 
     try:
         table = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise CorpusError(f"--captions {path.name} is not a Parquet file: {error}") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise CorpusError(f"--captions {path.name} is not a Parquet file: {error}; copy it again") from None
     chosen = _choose_column(path, table.schema_arrow.names, column, CAPTION_COLUMNS, "--caption-column")
-    for batch in table.iter_batches(batch_size=CAPTION_BATCH, columns=[chosen]):
-        for value in batch.column(0).to_pylist():
-            yield str(value or "")
+    try:
+        for batch in table.iter_batches(batch_size=CAPTION_BATCH, columns=[chosen]):
+            yield from (_as_text(path, chosen, value) for value in batch.column(0).to_pylist())
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"--captions {path.name} holds text that is not UTF-8 ({error.reason})") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise CorpusError(
+            f"--captions {path.name} is cut or damaged: {str(error).strip()}; copy or make it again"
+        ) from None
+
+
+def _as_text(path: Path, column: str, value: object) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, bytes):
+        return value.decode()
+    raise CorpusError(
+        f"--captions {path.name}: column '{column}' holds {_kind(value)}, expected text: choose another with"
+        " --caption-column"
+    )
 
 
 def _choose_column(
-    path: Path, columns: list[str], wanted: str | None, defaults: Sequence[str], option: str
+    path: Path, columns: list[str], wanted: str | None, defaults: tuple[str, ...], option: str
 ) -> str:
     for name in [wanted] if wanted else defaults:
         if name in columns:
             return name
     missing = wanted or " or ".join(defaults)
-    hint = did_you_mean(wanted or defaults[0], columns)
+    names = [wanted] if wanted else [*defaults, *ALIKE[defaults]]
+    hint = next(filter(None, (did_you_mean(name, columns) for name in names)), "")
     raise CorpusError(
         f"{path.name} has no column '{missing}'{hint}; it has {', '.join(columns)}: choose with {option}"
     )

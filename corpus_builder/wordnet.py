@@ -90,7 +90,7 @@ def find_data(resource: str, nltk_data: Path | None = None, *, elsewhere: bool =
             return nltk.data.find(name, paths=paths)
         except (LookupError, OSError):
             continue
-    looked = str(nltk_data) if nltk_data is not None else "NLTK's data path"
+    looked = f"'{nltk_data}'" if nltk_data is not None else "NLTK's data path"
     raise CorpusError(
         f"NLTK's {resource.split('/')[-1]} data is not in {looked}; fetch it with `{DOWNLOAD}`,"
         " or say where it lies with --nltk-data DIR or NLTK_DATA"

@@ -33,7 +33,7 @@ def _errors() -> Iterator[None]:
     """One message and exit code 1 for what a user can mend; anything else is a bug and stays loud."""
     try:
         yield
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_NOT_DONE) from None
 

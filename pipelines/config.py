@@ -104,9 +104,11 @@ class PipelineConfig(Section):
     pretrained: str | None = Field(None, description="Weights: a tag, a file, or none for random weights.")
     nltk_data: Path | None = Field(None, description="NLTK data folder to read first.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    corpus: CorpusSection
-    labels: dict[str, LabelsSection]
-    alignments: AlignmentsSection
+    corpus: CorpusSection = Field(
+        description="Where entities come from; at least labels: FILE or captions: FILE."
+    )
+    labels: dict[str, LabelsSection] = Field(description="Sets of classes by name: {train: {file: FILE}}.")
+    alignments: AlignmentsSection = Field(description="Which videos, at least videos: FOLDER or MANIFEST.")
     adapters: dict[str, AdapterSection] = Field(default_factory=dict)
     evaluations: list[EvaluationSection] = Field(default_factory=list)
     report: ReportSection | None = None
@@ -123,7 +125,7 @@ def load_config(path: Path) -> PipelineConfig:
         raise PipelineError(f"no config file at {path}; `alt init FILE` writes one to start from")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PipelineError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise PipelineError(
@@ -132,17 +134,27 @@ def load_config(path: Path) -> PipelineConfig:
     return check_config(raw, path.parent, path.name)
 
 
-def check_config(raw: dict[str, Any], base: Path, name: str = "config") -> PipelineConfig:
-    """A checked config from plain values, its relative paths resolved against ``base``."""
+def check_config(
+    raw: dict[str, Any], base: Path, name: str = "config", inputs: bool = True
+) -> PipelineConfig:
+    """A checked config from plain values, its relative paths resolved against ``base``.
+
+    ``inputs`` also asks whether the input files are there, which an old run that is only applied does not need.
+    """
     try:
         config = PipelineConfig.model_validate(raw)
     except ValidationError as error:
-        lines = [_problem(item, raw) for item in error.errors()]
-        raise PipelineError(f"{name} has {len(lines)} problem(s):\n  " + "\n  ".join(lines)) from None
-    problems = [*_dangling(config), *_adapter_problems(config)]
+        refuse(name, [*map(_problem, error.errors()), *_adapter_problems(raw.get("adapters"))])
+    resolved = resolve(config, base)
+    missing = _missing_inputs(resolved) if inputs else []
+    refuse(name, [*_dangling(config), *_adapter_problems(raw.get("adapters")), *missing])
+    return resolved
+
+
+def refuse(name: str, problems: list[str]) -> None:
+    """Raise one PipelineError that lists all problems, if there are any."""
     if problems:
         raise PipelineError(f"{name} has {len(problems)} problem(s):\n  " + "\n  ".join(problems))
-    return resolve(config, base)
 
 
 def resolve(config: PipelineConfig, base: Path) -> PipelineConfig:
@@ -181,7 +193,7 @@ def _keys(section: type[BaseModel]) -> str:
     return ", ".join(section.model_fields)
 
 
-def _problem(item: Any, raw: dict[str, Any]) -> str:
+def _problem(item: Any) -> str:
     """One line for one of pydantic's errors: where, what, and the nearest known key."""
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
@@ -218,6 +230,11 @@ def _dangling(config: PipelineConfig) -> list[str]:
     if config.report:
         references.append(("report.adapter", config.report.adapter, adapters))
         references.append(("report.evaluation", config.report.evaluation, evaluations))
+    shown = next(
+        (item for item in config.evaluations if config.report and item.name == config.report.evaluation), None
+    )
+    if config.report and shown and shown.adapters is not None:
+        references.append(("report.adapter (in its evaluation)", config.report.adapter, shown.adapters))
     problems = [
         f"{where}: there is no '{name}'{did_you_mean(name, known) or '; there are ' + (', '.join(known) or 'none')}"
         for where, name, known in references
@@ -232,14 +249,40 @@ def _plain(name: str) -> bool:
     return bool(name) and not name.startswith(".") and not set(name) & set("/\\")
 
 
-def _adapter_problems(config: PipelineConfig) -> list[str]:
+def _adapter_problems(sections: Any) -> list[str]:
     """Unknown or impossible options of the adapters, in the stage's own words."""
     from adapter.config import AdapterError, make_settings
 
     problems = []
-    for name, section in config.adapters.items():
+    for name, section in sections.items() if isinstance(sections, dict) else ():
+        options = (
+            {key: value for key, value in section.items() if key != "labels"}
+            if isinstance(section, dict)
+            else {}
+        )
         try:
-            make_settings(section.options())
+            make_settings(options)
         except AdapterError as error:
             problems.append(f"adapters.{name}: {error}")
+    return problems
+
+
+def _missing_inputs(config: PipelineConfig) -> list[str]:
+    """Inputs that are not there, and settings of the corpus that its stage would refuse."""
+    from corpus_builder.config import CorpusConfig, CorpusError
+
+    inputs = [("corpus.labels", config.corpus.labels), ("corpus.captions", config.corpus.captions)]
+    inputs += [(f"labels.{name}.file", section.file) for name, section in config.labels.items()]
+    inputs += [("alignments.videos", config.alignments.videos), ("nltk_data", config.nltk_data)]
+    problems = [
+        f"{where}: there is no {path}" for where, path in inputs if path is not None and not path.exists()
+    ]
+    if config.corpus.labels is None and config.corpus.captions is None:
+        problems.append("corpus: nothing to mine; give labels, captions or both")
+    try:
+        CorpusConfig(
+            taggers=config.corpus.taggers, strategy=config.corpus.strategy, min_count=config.corpus.min_count
+        )
+    except CorpusError as error:
+        problems.append(f"corpus: {error}")
     return problems

@@ -7,7 +7,7 @@ from typing import Any
 from pipelines.config import PipelineConfig, check_config
 from pipelines.errors import PipelineError, did_you_mean
 from pipelines.toyworld import TINYCLIP
-from pipelines.workflow import Layout, RunReport, Say, run_pipeline
+from pipelines.workflow import Layout, RunReport, Say, read_scores, run_pipeline
 
 # Videos per class and split, and epochs of training.
 SIZES: dict[str, dict[str, Any]] = {
@@ -26,6 +26,11 @@ SIZES: dict[str, dict[str, Any]] = {
 SHOTS = 4
 BLEND = 0.5  # equal parts of the adapter and of zero-shot CLIP for classes never trained on; not tuned
 MERGE = 8  # as the tiny CLIP was trained: 64 patches become 32 regions
+COLUMNS = ("all data", f"{SHOTS}-shot", "zero-shot", "order")
+NOTE = (
+    "Zero-shot: actions never trained on, adapter and zero-shot CLIP in equal parts. Order: of an action and the same "
+    "played backwards, the right one is preferred (chance 50)."
+)
 COMMON: dict[str, Any] = {"blocks": 2}
 ALT: dict[str, Any] = {"model": "alt", "queries": "tracks", "context": "cls"}
 PAPER: dict[str, Any] = {"model": "alt", "queries": "aligned", "context": "pooled", "time_codes": False}
@@ -48,15 +53,10 @@ class DemoResult:
 
     def text(self) -> str:
         """The table and the next steps, for a terminal."""
-        lines = [
-            f"{'top-1 accuracy, %':34}{'all data':>10}{f'{SHOTS}-shot':>10}{'zero-shot':>11}{'order':>8}"
-        ]
+        lines = [f"{'top-1 accuracy, %':34}" + "".join(f"{name:>11}" for name in COLUMNS)]
         for name, *values in self.rows:
-            cells = [f"{value:.1f}" if isinstance(value, float) else "-" for value in values]
-            lines.append(f"{name:34}{cells[0]:>10}{cells[1]:>10}{cells[2]:>11}{cells[3]:>8}")
-        lines.append(
-            "order: of an action and the same played backwards, the right one is preferred (chance 50)"
-        )
+            lines.append(f"{name:34}" + "".join(f"{value:11.1f}" for value in values))
+        lines.append(NOTE)
         lines.append(f"report: {Layout(self.out).report}")
         lines.append(f"next: alt predict VIDEO --labels FILE --run {self.out}")
         return "\n".join(lines)
@@ -77,14 +77,13 @@ def run_demo(out: Path, size: str, seed: int, say: Say, force: bool = False) -> 
             f"the demo's model is missing from {TINYCLIP}; `python -m pipelines.toyworld.pretrain` makes it"
         )
     out = out.resolve()
-    draw(out, size, seed, say)
+    draw(out, size, seed, say, force)
     config = demo_config(out, size, seed)
-    report = run_pipeline(config, say, force)
-    rows = comparison(config, Layout(out), report)
-    return DemoResult(out, rows, report)
+    report = run_pipeline(config, say, force, tables=comparison_tables)
+    return DemoResult(out, comparison(config, Layout(out)), report)
 
 
-def draw(out: Path, size: str, seed: int, say: Say) -> None:
+def draw(out: Path, size: str, seed: int, say: Say, force: bool = False) -> None:
     """Videos, lists, captions, lexicon and tagger; what is there already stays."""
     from pipelines.progress import bar
     from pipelines.toyworld.lexicon import write_nltk_data
@@ -93,11 +92,11 @@ def draw(out: Path, size: str, seed: int, say: Say) -> None:
     if not (out / "nltk_data").is_dir():
         write_nltk_data(out / "nltk_data")
     with bar("drawing videos") as advance:
-        count = write_videos(out / "videos", seed, SIZES[size]["videos"], progress=advance)
+        count = write_videos(out / "videos", seed, SIZES[size]["videos"], progress=advance, force=force)
     say(f"videos: {count} drawn, with labels, captions and a small lexicon")
 
 
-def demo_config(out: Path, size: str, seed: int) -> PipelineConfig:
+def demo_config(out: Path, size: str, seed: int, inputs: bool = True) -> PipelineConfig:
     """The demo as a config of ``alt run``; the resolved file lies in the demo's folder."""
     videos = out / "videos"
     sizes = SIZES[size]
@@ -138,24 +137,28 @@ def demo_config(out: Path, size: str, seed: int) -> PipelineConfig:
         ],
         "report": {"adapter": "alt", "evaluation": "test", "videos": 24},
     }
-    return check_config(raw, out)
+    return check_config(raw, out, inputs=inputs)
 
 
-def comparison(config: PipelineConfig, layout: Layout, report: RunReport) -> list[list[str | float | None]]:
-    """Rows of the table: model, supervised, few-shot, zero-shot, temporal order."""
+def comparison(config: PipelineConfig, layout: Layout) -> list[list[str | float | None]]:
+    """Rows of the table: model, all data, few-shot, zero-shot, temporal order; in percent."""
+    scores = read_scores(config, layout)
     rows: list[list[str | float | None]] = []
     for name, (title, _) in MODELS.items():
-        few = report.scores.get(f"{name}-{SHOTS}shot", report.scores[name])
-        rows.append(
-            [
-                title,
-                100 * report.scores[name]["test"]["top1"],
-                100 * few["test"]["top1"],
-                100 * report.scores[name]["zeroshot"]["top1"],
-                100 * order_accuracy(layout, name),
-            ]
-        )
+        few = scores.get(f"{name}-{SHOTS}shot", scores[name])
+        parts = (scores[name]["test"], few["test"], scores[name]["zeroshot"])
+        rows.append([title, *(100 * part["top1"] for part in parts), 100 * order_accuracy(layout, name)])
     return rows
+
+
+def comparison_tables(config: PipelineConfig, layout: Layout) -> list[Any]:
+    """The same as the report's table."""
+    from pipelines.report import Table
+
+    rows = [
+        [row[0], *(round(float(value or 0), 1) for value in row[1:])] for row in comparison(config, layout)
+    ]
+    return [Table("Results", ["model", *COLUMNS], rows, f"Top-1 accuracy in %. {NOTE}")]
 
 
 def order_accuracy(layout: Layout, adapter: str, split: str = "test") -> float:

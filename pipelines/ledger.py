@@ -24,9 +24,7 @@ def file_sha256(path: Path) -> str:
 
 
 def folder_listing(folder: Path) -> str:
-    """Hash of names, sizes and times of all files below a folder: content hashes of videos would cost too much."""
-    if folder.is_file():
-        folder = folder.parent
+    """Hash of names, sizes and times of all files below a folder."""
     rows = sorted(
         (path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
         for path in folder.rglob("*")
@@ -56,6 +54,6 @@ class Ledger:
         """Remember a finished stage; written atomically."""
         self._entries[stage] = {"key": key, "output": output}
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".tmp")
+        partial = self._path.with_suffix(f".{os.getpid()}.tmp")
         partial.write_text(json.dumps(self._entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         os.replace(partial, self._path)

@@ -43,7 +43,7 @@ def find_source(run: Path) -> Source:
     for root in (run, *run.parents[:2]):
         if (root / CONFIG_FILE).is_file():
             raw = yaml.safe_load((root / CONFIG_FILE).read_text(encoding="utf-8"))
-            config = check_config(raw, root, CONFIG_FILE)
+            config = check_config(raw, root, CONFIG_FILE, inputs=False)
             adapter = _adapter_name(run, root, config)
             return Source(config, Layout(root), adapter)
     raise PipelineError(
@@ -80,6 +80,8 @@ def predict_videos(
     Raises:
         PipelineError: no video, or a run that cannot be used.
     """
+    if topk < 1:
+        raise PipelineError(f"--topk is {topk}; it must be at least 1")
     source = find_source(run.resolve())
     files = _video_files(videos)
     if out is None:
@@ -120,25 +122,27 @@ def _predict(
     report: bool,
 ) -> list[Prediction]:
     from adapter.evaluate import predict
+    from aligner.artifact import all_failures
     from pipelines import stages
 
     layout = Layout(work)
     config = _own_config(files, labels, source, work, label_column)
     say(f"labels: {stages.build_labels(config, config.labels['own'], layout.labels('own'))}")
-    say(f"videos: {_align(config, source, layout)}")
+    say(f"videos: {stages.align(config, layout, source.layout.corpus)}")
     table = work / "predictions.parquet"
     names = _names(files)
-    failed = {row["video_id"]: f"{row['stage']}: {row['message']}" for row in _failures(layout)}
+    failed = {row["video_id"]: f"{row['stage']}: {row['message']}" for row in all_failures(layout.alignments)}
     rows: dict[str, Any] = {}
+    run = source.layout.run(source.adapter)
     if len(failed) < len(files):
-        predict(source.layout.run(source.adapter), layout.alignments, layout.labels("own"), table, topk)
+        predict(run, layout.alignments, layout.labels("own"), table, topk, device=config.device)
         import pyarrow.parquet as pq
 
         rows = {row["video_id"]: row for row in pq.read_table(table).to_pylist()}
     found = [_prediction(str(file), names[file], rows, failed) for file in files]
     _write(found, work)
     if report and rows:
-        say(f"report: {_report(config, source, layout, table)}")
+        say(f"report: {stages.write_predictions_report(config, run, layout, table)}")
     return found
 
 
@@ -161,7 +165,7 @@ def _own_config(
     raw["alignments"] |= {"videos": str(manifest), "videos_root": str(root)}
     for key in ("adapters", "evaluations", "report"):
         raw.pop(key, None)
-    return check_config(raw, work)
+    return check_config(raw, work, inputs=False)
 
 
 def _common_root(files: list[Path]) -> Path:
@@ -175,18 +179,6 @@ def _common_root(files: list[Path]) -> Path:
 def _names(files: list[Path]) -> dict[Path, str]:
     root = _common_root(files)
     return {file: file.relative_to(root).as_posix() for file in files}
-
-
-def _align(config: PipelineConfig, source: Source, layout: Layout) -> str:
-    from pipelines import stages
-
-    return stages.align(config, layout, corpus=source.layout.corpus)
-
-
-def _failures(layout: Layout) -> list[dict[str, str]]:
-    from pipelines.workflow import failed_videos
-
-    return failed_videos(layout)
 
 
 def _prediction(path: str, video_id: str, rows: dict[str, Any], failed: dict[str, str]) -> Prediction:
@@ -208,9 +200,3 @@ def _write(found: list[Prediction], work: Path) -> None:
             writer.writerows([item.video, rank, label, f"{p:.6f}", ""] for rank, (label, p) in ranked)
             if item.error:
                 writer.writerow([item.video, "", "", "", item.error])
-
-
-def _report(config: PipelineConfig, source: Source, layout: Layout, predictions: Path) -> str:
-    from pipelines import stages
-
-    return stages.write_predictions_report(config, source.layout.run(source.adapter), layout, predictions)

@@ -1,6 +1,6 @@
 """The work of each step of ``alt run``: one call into a stage, and the sentence that says what came of it."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,21 +53,20 @@ def build_labels(config: PipelineConfig, section: LabelsSection, out: Path) -> s
     return f"{report.manifest['counts']['labels']} classes"
 
 
-def align(config: PipelineConfig, layout: Layout, corpus: Path | None = None) -> str:
-    """Align every video; a folder made with other settings is begun anew, an unfinished one is continued.
+def align(config: PipelineConfig, layout: Layout, corpus: Path | None = None, force: bool = False) -> str:
+    """Align every video; an unfinished folder is continued, one made with other settings or videos begun anew.
 
     ``corpus`` is another corpus than the layout's own.
     """
-    corpus = corpus or layout.corpus
     from aligner import run
-    from aligner.config import AlignConfig
+    from aligner.config import AlignConfig, ChangedSettings
     from aligner.progress import make_progress
 
     section = config.alignments
     settings = AlignConfig(
         videos=section.videos,
         videos_root=section.videos_root,
-        corpus=corpus,
+        corpus=corpus or layout.corpus,
         model=config.model,
         pretrained=config.pretrained,
         frames=section.frames,
@@ -79,25 +78,16 @@ def align(config: PipelineConfig, layout: Layout, corpus: Path | None = None) ->
         decode_workers=section.decode_workers,
         device=config.device,
         out=layout.alignments,
-        force=not _continues(config, layout, corpus),
+        force=force,
     )
-    report = run.run(settings, lambda total: make_progress(total, quiet=False))
+    try:
+        report = run.run(settings, lambda total: make_progress(total, quiet=False))
+    except ChangedSettings:
+        settings = replace(settings, force=True)
+        report = run.run(settings, lambda total: make_progress(total, quiet=False))
     if not report.complete:
         raise PipelineError(f"alignments: {report.sentence()}")
     return "; ".join([report.sentence(), *report.warnings])
-
-
-def _continues(config: PipelineConfig, layout: Layout, corpus_folder: Path) -> bool:
-    """Whether the folder was begun with these settings, so that its finished shards can stay."""
-    manifest = layout.alignments / "manifest.json"
-    if not manifest.is_file():
-        return True
-    had = json.loads(manifest.read_text(encoding="utf-8"))
-    corpus = json.loads((corpus_folder / "manifest.json").read_text(encoding="utf-8"))
-    section = config.alignments
-    names = ("frames", "merge", "top_k", "proportional_attention", "precision", "videos_per_shard")
-    same = all(had["config"].get(name) == getattr(section, name) for name in names)
-    return same and had["inputs"]["corpus"]["fingerprint"] == corpus["fingerprint"]
 
 
 def train(config: PipelineConfig, layout: Layout, name: str, section: AdapterSection) -> str:
@@ -131,8 +121,10 @@ def evaluate(config: PipelineConfig, layout: Layout, name: str, section: Evaluat
     return f"top-1 {result['top1']:.1%} (n = {result['n']})"
 
 
-def report(config: PipelineConfig, layout: Layout) -> str:
-    """Explain the shown predictions of an evaluation and draw the report."""
+def report(config: PipelineConfig, layout: Layout, tables: list[Any]) -> str:
+    """Explain the shown predictions of an evaluation and draw the report, result tables first."""
+    from adapter.artifact import predictions_name
+
     section = config.report
     assert section is not None
     evaluation = next(item for item in config.evaluations if item.name == section.evaluation)
@@ -142,10 +134,10 @@ def report(config: PipelineConfig, layout: Layout) -> str:
         layout,
         run,
         layout.labels(evaluation.labels),
-        run / f"predictions-{section.evaluation}.parquet",
+        run / predictions_name(section.evaluation),
         f"{config.out.name}: {section.adapter} on {section.evaluation}",
         section.videos,
-        [score_table(config, layout)],
+        tables,
     )
 
 
@@ -166,6 +158,7 @@ def _write_report(
     tables: list[Any],
 ) -> str:
     from adapter.explain import explain, explain_to_file
+    from aligner.artifact import read_manifest
     from pipelines import report as pages
 
     shown = pages.choose_videos(predictions, videos)
@@ -175,7 +168,7 @@ def _write_report(
     cards = pages.collect(
         layout.alignments, predictions, root, explanations=explanations, video_ids=shown, limit=videos
     )
-    manifest = json.loads((layout.alignments / "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_manifest(layout.alignments)
     out = pages.write_report(
         layout.report,
         title=title,
@@ -192,7 +185,7 @@ def _videos_root(videos: Path) -> Path:
     return videos if videos.is_dir() else videos.parent
 
 
-def score_table(config: PipelineConfig, layout: Layout) -> Any:
+def score_tables(config: PipelineConfig, layout: Layout) -> list[Any]:
     """Top-1 of every adapter in every evaluation."""
     from pipelines.report import Table
 
@@ -205,7 +198,9 @@ def score_table(config: PipelineConfig, layout: Layout) -> Any:
     note = (
         "Top-1 in %. Videos: " + ", ".join(f"{name} {sizes[name]}" for name in names if name in sizes) + "."
     )
-    return Table("Results", ["model", *names], rows, note)
+    blended = [item.name for item in config.evaluations if item.blend]
+    note += f" Blended with zero-shot CLIP: {', '.join(blended)}." if blended else ""
+    return [Table("Results", ["model", *names], rows, note)]
 
 
 def _percent(result: dict[str, Any] | None) -> float | None:

@@ -19,6 +19,7 @@ from pipelines.config import (
 from pipelines.ledger import Ledger, file_sha256, folder_listing, sha256_of
 
 Say = Callable[[str], None]
+Tables = Callable[[PipelineConfig, "Layout"], list[Any]]
 CONFIG_FILE = "pipeline.yaml"
 
 
@@ -81,18 +82,27 @@ class RunReport:
     failed_videos: int = 0
 
 
-def run_pipeline(config: PipelineConfig, say: Say, force: bool = False, dry_run: bool = False) -> RunReport:
+def run_pipeline(
+    config: PipelineConfig,
+    say: Say,
+    force: bool = False,
+    dry_run: bool = False,
+    tables: Tables | None = None,
+) -> RunReport:
     """Run all stages of a config.
 
     A step whose options, inputs and package version are those of its last success, and whose result is unchanged, is
-    skipped. ``dry_run`` only says what would run.
+    skipped. ``dry_run`` only says what would run. ``tables`` makes the report's result tables in place of the plain
+    one.
     """
+    from aligner.artifact import all_failures
+
     layout, report = Layout(config.out), RunReport(config.out)
     ledger = Ledger(config.out)
     if not dry_run:
         _write_config(config, layout)
     stale = False
-    for step in steps(config, layout):
+    for step in steps(config, layout, force, tables):
         if dry_run:
             # A step after one that will run sees inputs that do not exist yet.
             current = not (force or stale) and _is_current(ledger, step)
@@ -105,16 +115,18 @@ def run_pipeline(config: PipelineConfig, say: Say, force: bool = False, dry_run:
             say(f"{step.name}: up to date")
             continue
         say(f"{step.name} ...")
+        # Inputs are looked at before the work: what changes meanwhile was not used, and must count as a change.
+        key = sha256_of(step.key())
         said = step.work()
         output = step.output()
         if output is None:
             raise RuntimeError(f"{step.name} ended without its result")
-        ledger.record(step.name, sha256_of(step.key()), output)
+        ledger.record(step.name, key, output)
         report.steps[step.name] = "done"
         say(f"{step.name}: {said}")
     if not dry_run:
         report.scores = read_scores(config, layout)
-        report.failed_videos = len(failed_videos(layout))
+        report.failed_videos = len(all_failures(layout.alignments))
     return report
 
 
@@ -123,27 +135,27 @@ def _is_current(ledger: Ledger, step: Step) -> bool:
     return output is not None and ledger.done(step.name, sha256_of(step.key()), output)
 
 
-def steps(config: PipelineConfig, layout: Layout) -> Iterator[Step]:
+def steps(config: PipelineConfig, layout: Layout, force: bool, tables: Tables | None) -> Iterator[Step]:
     """All steps of a config, in order."""
     yield _corpus_step(config, layout)
     for name, labels in config.labels.items():
         yield _labels_step(config, layout, name, labels)
-    yield _alignments_step(config, layout)
+    yield _alignments_step(config, layout, force)
     for name, adapter in config.adapters.items():
         yield _train_step(config, layout, name, adapter)
         for evaluation in config.evaluations:
             if evaluation.adapters is None or name in evaluation.adapters:
                 yield _evaluation_step(config, layout, name, evaluation)
     if config.report:
-        yield _report_step(config, layout)
+        yield _report_step(config, layout, tables)
 
 
 def _fingerprint(folder: Path) -> str | None:
-    """Fingerprint in an artifact's manifest, or None where there is none."""
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
+    """Fingerprint in an artifact's manifest, or None where there is none to be read: the step then runs again."""
+    try:
+        return str(json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["fingerprint"])
+    except (OSError, ValueError, KeyError):
         return None
-    return str(json.loads(manifest.read_text(encoding="utf-8")).get("fingerprint"))
 
 
 def _model_key(config: PipelineConfig) -> list[Any]:
@@ -187,7 +199,7 @@ def _labels_step(config: PipelineConfig, layout: Layout, name: str, section: Lab
     return Step(f"labels/{name}", key, lambda: _fingerprint(layout.labels(name)), work)
 
 
-def _alignments_step(config: PipelineConfig, layout: Layout) -> Step:
+def _alignments_step(config: PipelineConfig, layout: Layout, force: bool) -> Step:
     section = config.alignments
 
     def key() -> Any:
@@ -205,9 +217,9 @@ def _alignments_step(config: PipelineConfig, layout: Layout) -> Step:
     def work() -> str:
         from pipelines import stages
 
-        return stages.align(config, layout)
+        return stages.align(config, layout, force=force)
 
-    return Step("alignments", key, lambda: _alignments_output(layout.alignments), work)
+    return Step("alignments", key, lambda: _aligned(layout), work)
 
 
 def _videos_key(section: AlignmentsSection) -> list[Any]:
@@ -222,24 +234,17 @@ def _changed_at(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.exists() else None
 
 
-def _alignments_output(folder: Path) -> str | None:
-    """Identity of a complete alignments folder: its fingerprint and the hashes in all markers."""
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        return None
-    facts = json.loads(manifest.read_text(encoding="utf-8"))
-    markers = sorted(folder.glob("shard-*.json"))
-    if len(markers) != facts["num_shards"]:
-        return None
-    hashes = [json.loads(marker.read_text(encoding="utf-8"))["sha256"] for marker in markers]
-    return sha256_of([facts["fingerprint"], hashes])
+def _aligned(layout: Layout) -> str | None:
+    from aligner.artifact import output_fingerprint
+
+    return output_fingerprint(layout.alignments)
 
 
 def _train_step(config: PipelineConfig, layout: Layout, name: str, section: AdapterSection) -> Step:
     def key() -> Any:
         from adapter import __version__
 
-        inputs = [_alignments_output(layout.alignments), _fingerprint(layout.labels(section.labels))]
+        inputs = [_aligned(layout), _fingerprint(layout.labels(section.labels))]
         return [__version__, section.options(), inputs]
 
     def work() -> str:
@@ -251,14 +256,16 @@ def _train_step(config: PipelineConfig, layout: Layout, name: str, section: Adap
 
 
 def _evaluation_step(config: PipelineConfig, layout: Layout, name: str, section: EvaluationSection) -> Step:
+    from adapter.artifact import evaluation_name, predictions_name
+
     run = layout.run(name)
-    files = (run / f"eval-{section.name}.json", run / f"predictions-{section.name}.parquet")
+    files = (run / evaluation_name(section.name), run / predictions_name(section.name))
 
     def key() -> Any:
         from adapter import __version__
 
         inputs = [
-            _alignments_output(layout.alignments),
+            _aligned(layout),
             _fingerprint(layout.labels(section.labels)),
             _fingerprint(run),
         ]
@@ -279,19 +286,20 @@ def _evaluation_step(config: PipelineConfig, layout: Layout, name: str, section:
     return Step(f"evaluate/{name}/{section.name}", key, output, work)
 
 
-def _report_step(config: PipelineConfig, layout: Layout) -> Step:
+def _report_step(config: PipelineConfig, layout: Layout, tables: Tables | None) -> Step:
     section = config.report
     assert section is not None
 
     def key() -> Any:
+        from adapter.artifact import evaluation_name
         from pipelines import __version__
 
-        scores = [file_sha256(path) for path in sorted(layout.root.glob("runs/*/eval-*.json"))]
+        scores = [file_sha256(path) for path in sorted(layout.root.glob("runs/*/" + evaluation_name("*")))]
         runs = [_fingerprint(layout.run(name)) for name in config.adapters]
         return [
             __version__,
             section.model_dump(mode="json"),
-            _alignments_output(layout.alignments),
+            _aligned(layout),
             runs,
             scores,
         ]
@@ -299,7 +307,7 @@ def _report_step(config: PipelineConfig, layout: Layout) -> Step:
     def work() -> str:
         from pipelines import stages
 
-        return stages.report(config, layout)
+        return stages.report(config, layout, (tables or stages.score_tables)(config, layout))
 
     def output() -> str | None:
         return file_sha256(layout.report) if layout.report.is_file() else None
@@ -309,26 +317,20 @@ def _report_step(config: PipelineConfig, layout: Layout) -> Step:
 
 def read_scores(config: PipelineConfig, layout: Layout) -> dict[str, dict[str, dict[str, Any]]]:
     """Results by adapter and evaluation, as ``adapter eval`` stored them."""
+    from adapter.artifact import evaluation_name
+
     scores: dict[str, dict[str, dict[str, Any]]] = {}
     for name in config.adapters:
         for evaluation in config.evaluations:
-            file = layout.run(name) / f"eval-{evaluation.name}.json"
+            file = layout.run(name) / evaluation_name(evaluation.name)
             if file.is_file() and (evaluation.adapters is None or name in evaluation.adapters):
                 scores.setdefault(name, {})[evaluation.name] = json.loads(file.read_text(encoding="utf-8"))
     return scores
 
 
-def failed_videos(layout: Layout) -> list[dict[str, str]]:
-    """Failure rows of all shards (video_id, stage, error, message)."""
-    from aligner.artifact import read_failures
-
-    markers = sorted(layout.alignments.glob("shard-*.json"))
-    return [row for shard in range(len(markers)) for row in read_failures(layout.alignments, shard)]
-
-
 def _write_config(config: PipelineConfig, layout: Layout) -> None:
     layout.root.mkdir(parents=True, exist_ok=True)
-    partial = layout.config.with_suffix(".tmp")
+    partial = layout.config.with_suffix(f".{os.getpid()}.tmp")
     values = config.model_dump(mode="json", exclude_none=True)
     partial.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     os.replace(partial, layout.config)

@@ -1,7 +1,10 @@
 """Draw the demo's data set: video files, a manifest with labels and splits, label lists and captions."""
 
 import csv
+import json
+import multiprocessing
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -17,6 +20,7 @@ from pipelines.toyworld.vocabulary import ACTION_BY_LABEL, ACTIONS, Action
 PIXELS = 160
 FRAMES = 12
 RATE = 6  # frames per second
+RECORD = "world.json"  # what the videos beside it were drawn with
 UNSEEN_SPRITES = 1000  # variants that pretraining never drew
 SEEN_SPLITS = ("train", "val", "test")
 HELD_OUT_SPLITS = ("zeroshot",)
@@ -76,6 +80,23 @@ def write_video(path: Path, frames: list[np.ndarray], rate: int = RATE) -> None:
     os.replace(partial, path)
 
 
+def _facts(seed: int) -> dict[str, int]:
+    """What the pictures depend on besides the plan."""
+    return {"seed": seed, "pixels": PIXELS, "frames": FRAMES, "rate": RATE}
+
+
+def clear_other_world(folder: Path, seed: int, force: bool = False) -> None:
+    """Remove videos drawn with another seed or format, so that none of them passes for one of this world."""
+    record = folder / RECORD
+    same = record.is_file() and json.loads(record.read_text(encoding="utf-8")) == _facts(seed)
+    if same and not force:
+        return
+    for split in (*SEEN_SPLITS, *HELD_OUT_SPLITS):
+        shutil.rmtree(folder / split, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(_facts(seed)) + "\n", encoding="utf-8")
+
+
 def _draw(task: Task) -> None:
     if not task.path.is_file():
         write_video(task.path, frames_of(ACTION_BY_LABEL[task.label], task.seed))
@@ -87,17 +108,17 @@ def write_videos(
     per_class: dict[str, int],
     processes: int = 2,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    force: bool = False,
 ) -> int:
     """Draw every planned video that is not there yet, and the lists beside them; returns how many videos there are.
 
     ``folder`` receives ``manifest.csv`` (path, label, split), ``labels.txt`` (classes for training), ``unseen.txt``
     (classes held out for zero-shot), ``all.txt`` and ``captions.txt``.
     """
+    clear_other_world(folder, seed, force)
     plan = list(planned(folder, seed, per_class))
     tasks = [task for _, task in plan]
     method = "fork" if sys.platform == "linux" and "torch" not in sys.modules else "spawn"
-    import multiprocessing
-
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context(method)) as pool:
         for done, _ in enumerate(pool.map(_draw, tasks, chunksize=8), start=1):
             progress(done, len(tasks))

@@ -41,7 +41,8 @@ def test_few_row_groups_stay_in_memory(learnable):
 def test_incomplete_alignments_name_the_shards_and_the_command(tmp_path, toy):
     path = toy.write_alignments(tmp_path / "a", toy.world.learnable(4), num_shards=3)
     (path / "shard-00001.json").unlink()
-    with pytest.raises(AdapterError, match=r"1 of 3 shards are not done \(1\); run `aligner run .*--out"):
+    command = f"`aligner run --videos DIR --corpus DIR --model toy --pretrained none --out {path}`"
+    with pytest.raises(AdapterError, match=rf"1 of 3 shards are not done \(1\); run {command} again"):
         open_alignments(path)
 
 
@@ -63,7 +64,7 @@ def test_a_planned_video_that_is_nowhere_is_noticed(tmp_path, toy):
         open_alignments(path)
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "marker"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "marker", "empty"])
 def test_damage_is_noticed_by_what_is_read(tmp_path, toy, damage):
     path = toy.write_alignments(tmp_path / "a", toy.world.learnable(2))
     shard, marker = path / "shard-00000.parquet", path / "shard-00000.json"
@@ -73,10 +74,10 @@ def test_damage_is_noticed_by_what_is_read(tmp_path, toy, damage):
         needle = next(open_alignments(path).read([video])).embeddings[0, 0].tobytes()
         data[data.index(needle) + 3] ^= 0xFF
     shard.write_bytes(data[: len(data) // 2] if damage == "truncate" else data)
-    if damage == "marker":
+    if damage in ("marker", "empty"):
         content = json.loads(marker.read_text())
         for slot in content["videos"].values():
-            slot["offset"] += 1
+            slot.update({"offset": slot["offset"] + 1} if damage == "marker" else {"rows": 0})
         marker.write_text(json.dumps(content))
     opened = open_alignments(path)
     with pytest.raises(AdapterError, match="shard 0 of .* is damaged: .*run `aligner verify"):
@@ -90,6 +91,40 @@ def test_missing_files_say_which_and_what_to_run(tmp_path, toy, file):
     path = toy.write_alignments(tmp_path / "a", toy.world.learnable(2))
     (path / file).unlink()
     with pytest.raises(AdapterError, match=f"{file}.*`aligner "):
+        open_alignments(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "next_step"),
+    [
+        ("manifest.json", "make it again with `aligner run"),
+        ("videos.parquet", "make it again with `aligner run"),
+        ("entities.parquet", "make it again with `aligner run"),
+        ("failures-00001.parquet", "run `aligner verify"),
+        ("shard-00001.json", "run `aligner verify"),
+    ],
+)
+def test_truncated_files_are_named_with_what_to_do(tmp_path, toy, file, next_step):
+    path = toy.write_alignments(tmp_path / "a", toy.world.learnable(2))
+    data = (path / file).read_bytes()
+    for left in (0, len(data) // 2, len(data) - 1):
+        (path / file).write_bytes(data[:left])
+        with pytest.raises(AdapterError, match=f"{file} cannot be read .*{next_step}"):
+            open_alignments(path)
+
+
+@pytest.mark.parametrize("entry", [None, {"row_group": 0}, {"row_group": 0, "offset": "x", "rows": 1}])
+def test_a_marker_that_does_not_say_where_rows_lie(tmp_path, toy, entry):
+    path = toy.write_alignments(tmp_path / "a", toy.world.learnable(2))
+    marker = json.loads((path / "shard-00001.json").read_text())
+    changed = {**marker, "videos": dict.fromkeys(marker["videos"], entry)}
+    (path / "shard-00001.json").write_text(json.dumps(changed))
+    with pytest.raises(AdapterError, match="shard 1 of .* is damaged: its marker .*`aligner verify"):
+        open_alignments(path)
+    (path / "shard-00001.json").write_text("[]")
+    with pytest.raises(
+        AdapterError, match="shard-00001.json lacks fingerprint, sha256, videos.*`aligner verify"
+    ):
         open_alignments(path)
 
 

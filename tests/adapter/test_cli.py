@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from adapter import __version__
 from adapter.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +41,9 @@ def test_train_eval_predict_explain_in_a_row(tmp_path, data):
     run = tmp_path / "run"
     done = call("train", *data, "--out", run, *QUICK, "--queries", "tracks", "--set", "tracks=4")
     assert done.exit_code == 0, done.output
-    assert "M parameters" in done.output and "trained on 36 of 36 videos, 6 classes" in done.output
+    assert "M parameters" in done.stdout and "trained on 36 of 36 videos, 6 classes" in done.stdout
+    # Progress is no result: a script reads stdout.
+    assert done.stderr.startswith("epoch   1  loss ") and "epoch   1" not in done.stdout
     assert json.loads((run / "config.json").read_text())["tracks"] == 4
     done = call("eval", run, *data, "--device", "cpu")
     assert done.exit_code == 0 and "(n = 18, 6 classes)" in done.output
@@ -96,8 +100,13 @@ def test_bad_inputs(tmp_path, toy, learnable, label_set):
     unlabelled = toy.world.learnable(2)
     for video in unlabelled:
         video.label = None
+        video.split = None
+    # Of twelve videos without a split, one is held out for validation.
     path = toy.write_alignments(tmp_path / "unlabelled", unlabelled)
-    refused(path, label_set, "no usable video", "'unlabelled': ")
+    refused(path, label_set, "no usable video", "all 11 without a label", "aligner run --videos")
+    broken = [toy.replace(video, failed=True, split=None) for video in toy.world.learnable(2)]
+    path = toy.write_alignments(tmp_path / "broken", broken)
+    refused(path, label_set, "all 12 failed", f"see `aligner status {path}`")
     assert not (tmp_path / "r").exists()
 
 
@@ -106,6 +115,60 @@ def test_an_existing_run_needs_force(tmp_path, data):
     assert call(*arguments).exit_code == 0
     assert_friendly(call(*arguments), "is not empty", "--force")
     assert call(*arguments, "--force").exit_code == 0
+
+
+def test_force_spares_alignments(tmp_path, learnable, data):
+    alignments = shutil.copytree(learnable, tmp_path / "a")
+    assert_friendly(
+        call("train", *data, "--out", alignments, *QUICK, "--force"), "is no run", "another folder"
+    )
+    assert {file.name for file in alignments.iterdir()} == {file.name for file in learnable.iterdir()}
+
+
+def test_eval_works_as_is_without_split_names(tmp_path, toy, label_set):
+    videos = [toy.replace(video, split=None) for video in toy.world.learnable(4)]
+    data = "--alignments", toy.write_alignments(tmp_path / "a", videos), "--labels", label_set
+    assert call("train", *data, "--out", tmp_path / "r", *QUICK, "--quiet").exit_code == 0
+    done = call("eval", tmp_path / "r", *data)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("all: top-1 ") and "(n = 24, 6 classes)" in done.stdout
+    assert "24 of these videos trained the model or chose its epoch" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("config.json", ["config.json cannot be read", "adapter train"]),
+        ("manifest.json", ["manifest.json cannot be read", "adapter train"]),
+        ("videos.parquet", ["videos.parquet cannot be read", "adapter train"]),
+        ("model.safetensors", ["does not hold the weights", "adapter train"]),
+    ],
+)
+def test_a_damaged_run_is_a_message(tmp_path, trained, data, file, words):
+    run = shutil.copytree(trained, tmp_path / "run")
+    content = (run / file).read_bytes()
+    (run / file).write_bytes(content[: len(content) // 2])
+    assert_friendly(call("eval", run, *data, "--device", "cpu"), *words)
+
+
+def test_places_that_cannot_be_written(tmp_path, trained, data):
+    (tmp_path / "file").write_text("dear")
+    (tmp_path / "folder.csv").mkdir()
+    for out in (tmp_path / "file", tmp_path / "file/below"):
+        assert_friendly(call("train", *data, "--out", out, *QUICK), str(out))
+    assert_friendly(
+        call("predict", trained, *data, "--out", tmp_path / "file/p.csv"), "--out", "choose another"
+    )
+    assert_friendly(
+        call("explain", trained, *data, "--out", tmp_path / "file/e.json", "--max-videos", 1), "--out"
+    )
+    assert_friendly(call("predict", trained, *data, "--out", tmp_path / "folder.csv"), "folder.csv")
+    assert (tmp_path / "file").read_text() == "dear"
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["file", "folder.csv"]
+
+
+def test_version():
+    assert call("--version").stdout == f"adapter {__version__}\n"
 
 
 def test_random_weights_are_said_aloud(tmp_path, toy):

@@ -47,8 +47,11 @@ def test_config_files_in_toml_and_their_errors(tmp_path):
     (tmp_path / "a.toml").write_text('queries = "tracks"\nlr = 1e-4\n')
     assert make_settings(read_config(tmp_path / "a.toml")).model.queries == "tracks"
     (tmp_path / "b.toml").write_text("queries = \n")
-    with pytest.raises(AdapterError, match="b.toml is not valid toml"):
+    with pytest.raises(AdapterError, match="b.toml is not valid TOML"):
         read_config(tmp_path / "b.toml")
+    (tmp_path / "d.json").write_bytes('{"queries": "träcks"}'.encode("latin-1"))
+    with pytest.raises(AdapterError, match="d.json is not valid JSON in UTF-8: .*can't decode"):
+        read_config(tmp_path / "d.json")
     with pytest.raises(AdapterError, match="no config file"):
         read_config(tmp_path / "c.toml")
     with pytest.raises(AdapterError, match="--set got 'blocks'"):

@@ -11,8 +11,10 @@ from adapter.config import AdapterError
 from adapter.dataset import (
     Sample,
     VideoDataset,
+    default_split,
     draw_shots,
     hold_out,
+    require_samples,
     select,
     split_videos,
     train_and_val,
@@ -84,10 +86,39 @@ def test_every_planned_video_is_accounted_for(tmp_path, toy):
     assert chosen.counts() == {"planned": 24, "ok": 21, "failed": 1, "unlabelled": 1, "unknown_label": 1}
 
 
+@pytest.mark.parametrize(
+    ("failed", "unlabelled", "unknown", "message"),
+    [
+        (12, 0, 0, "no usable video to score: all 12 failed; see `aligner status {path}`"),
+        (2, 10, 0, "2 failed, 10 without a label; align videos that have labels: .*`aligner run --videos`"),
+        (
+            2, 1, 9,
+            "2 failed, 1 without a label, 9 with other labels; labels of the videos: flying; labels of the "
+            "set: ApplyEyeMakeup, .*`corpus-builder labels --labels FILE --model toy --pretrained none --out DIR`",
+        ),
+        (0, 0, 0, "none is left of the split; hold out fewer with a lower --val-fraction"),
+    ],
+)  # fmt: skip
+def test_when_nothing_is_left_the_reason_decides_the_advice(
+    tmp_path, toy, label_set, failed, unlabelled, unknown, message
+):
+    videos = toy.world.learnable(2)
+    for i, video in enumerate(videos):
+        video.failed = i < failed
+        video.label = None if failed <= i < failed + unlabelled else "flying"
+    opened = open_alignments(toy.write_alignments(tmp_path / "a", videos))
+    labels = open_labels(label_set)
+    chosen = select(opened, opened.plan[: failed + unlabelled + unknown], labels)
+    with pytest.raises(AdapterError, match=message.format(path=opened.path)) as caught:
+        require_samples(chosen, labels, opened.path, "to score")
+    assert "{" not in str(caught.value)
+
+
 def test_splits(learnable):
     opened = open_alignments(learnable)
     train, val = train_and_val(opened, "train", "val", 0.1)
     assert {v.split for v in train} == {"train"} and {v.split for v in val} == {"val"}
+    assert default_split(opened) == "test"
     with pytest.raises(AdapterError, match=r"--split tets: .* has no such split \(it has test, train, val\)"):
         split_videos(opened, "tets")
     train, val = train_and_val(opened, "train", "missing", 0.5)
@@ -104,6 +135,7 @@ def test_hold_out_is_stratified_and_independent_of_order(tmp_path, toy):
     assert len(train) + len(val) == 60
     again = hold_out(opened.plan[::-1], 0.2)[1]
     assert {v.video_id for v in again} == {v.video_id for v in val}
+    assert default_split(opened) == "all"
     with pytest.raises(AdapterError, match="no video names one"):
         split_videos(opened, "test")
 

@@ -122,6 +122,20 @@ def test_evaluation_is_stored_and_counts_everything(tmp_path, toy, trained, labe
     assert np.mean(table["correct"].to_pylist()) == pytest.approx(result["top1"])
 
 
+def test_without_split_names_every_video_is_scored_and_the_trained_on_counted(tmp_path, toy, label_set):
+    videos = [toy.replace(video, split=None) for video in toy.world.learnable(4)]
+    alignments = toy.write_alignments(tmp_path / "a", videos)
+    settings = make_settings({"model": "mean_pool", "device": "cpu", "val_fraction": 0.25})
+    train(alignments, label_set, tmp_path / "r", settings)
+    result = evaluate(tmp_path / "r", alignments, label_set, device="cpu")
+    assert (result["split"], result["name"], result["n"], result["n_trained_on"]) == ("all", "all", 24, 24)
+    # Where some video names a split, a missing test split stays an error: no silent change of what is scored.
+    videos[0].split = "train"
+    named = toy.write_alignments(tmp_path / "b", videos)
+    with pytest.raises(AdapterError, match=r"--split test: .* has no such split \(it has train\)"):
+        evaluate(tmp_path / "r", named, label_set, device="cpu")
+
+
 def test_generalised_zero_shot_and_candidates(tmp_path, toy, trained):
     videos = [v for v in toy.world.learnable() if v.split == "test"]
     for video in videos:
@@ -174,7 +188,8 @@ def test_mismatches_are_refused(tmp_path, toy, trained, learnable, label_set):
     (shorter / "manifest.json").write_text(
         json.dumps({**json.loads((shorter / "manifest.json").read_text()), "frames": manifest["frames"] + 2})
     )
-    with pytest.raises(AdapterError, match="have frames 8, run run expects 6; run `aligner run .*--frames 6"):
+    command = "`aligner run --videos DIR --corpus DIR --model toy --pretrained none --frames 6 --out DIR`"
+    with pytest.raises(AdapterError, match=f"have frames 8, run run expects 6; run {command}"):
         evaluate(trained, shorter, label_set)
     with pytest.raises(AdapterError, match="--name is 'a/b'"):
         evaluate(trained, learnable, label_set, name="a/b", device="cpu")

@@ -1,4 +1,5 @@
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from adapter.config import AdapterError
@@ -13,6 +14,9 @@ from adapter.labels import clean_name, open_labels
         ("HTMLPage", "html page"),
         ("juggling balls", "juggling balls"),
         (" Tai  chi ", "tai chi"),
+        ("push-up", "push up"),
+        ("TVShow3D", "tv show3d"),
+        ("DVDs", "dvds"),
     ],
 )
 def test_cleaned_names(label, name):
@@ -42,6 +46,21 @@ def test_bad_label_sets(tmp_path, toy):
         open_labels(tmp_path)
 
 
+def test_a_truncated_or_foreign_table_is_named(tmp_path, toy):
+    path = toy.write_labels(tmp_path / "l", toy.classes)
+    file = path / "labels.parquet"
+    table, data = pq.read_table(file), file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+    with pytest.raises(AdapterError, match="labels.parquet cannot be read .*`corpus-builder labels"):
+        open_labels(path)
+    pq.write_table(table.set_column(3, "embedding", table["class_id"]), file)
+    with pytest.raises(AdapterError, match="column embedding is int32 .*`corpus-builder labels"):
+        open_labels(path)
+    pq.write_table(table.drop_columns("name"), file)
+    with pytest.raises(AdapterError, match="labels.parquet lacks columns name, found class_id, label"):
+        open_labels(path)
+
+
 def test_another_model_is_refused_by_name_and_hash(toy, label_set):
     other = {**toy.model, "name": "ViT-B-16", "pretrained": "openai", "weights_sha256": "b" * 64}
     with pytest.raises(AdapterError) as caught:
@@ -49,4 +68,12 @@ def test_another_model_is_refused_by_name_and_hash(toy, label_set):
     words = str(caught.value)
     assert "found toy (none, weights aaaaaaaaaaaa" in words
     assert "expected ViT-B-16 (openai, weights bbbbbbbbbbbb" in words
-    assert "corpus-builder labels --labels FILE --model ViT-B-16 --pretrained openai" in words
+    assert "`corpus-builder labels --labels FILE --model ViT-B-16 --pretrained openai --out DIR`" in words
+
+
+def test_a_model_from_a_folder_is_asked_for_by_a_command_that_works(toy, label_set):
+    other = {**toy.model, "name": "local-dir:clip", "pretrained": None, "weights_sha256": "b" * 64}
+    with pytest.raises(AdapterError) as caught:
+        open_labels(label_set, other)
+    command = "`corpus-builder labels --labels FILE --model local-dir:PATH --out DIR`"
+    assert f"run {command}, where PATH is the folder of local-dir:clip" in str(caught.value)

@@ -163,11 +163,14 @@ def test_devices_and_threads():
 def test_a_diverging_loss_is_an_error_not_a_run(tmp_path, learnable, label_set):
     with pytest.raises(AdapterError, match="the loss became .* try a lower --lr"):
         run(learnable, label_set, tmp_path / "r", epochs=3, lr=1e30, warmup=0.0, grad_clip=0.0)
-    assert not (tmp_path / "r" / "manifest.json").exists()
+    assert not (tmp_path / "r").exists()
 
 
-def test_broken_weights_are_named(tmp_path, learnable, label_set):
+def test_a_model_that_cannot_be_built_touches_no_folder(tmp_path, learnable, label_set):
+    with pytest.raises(AdapterError, match="heads must divide the width"):
+        run(learnable, label_set, tmp_path / "r", width=33)
+    assert not (tmp_path / "r").exists()
     run(learnable, label_set, tmp_path / "r", epochs=0)
-    (tmp_path / "r" / "model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(AdapterError, match="does not hold the weights of its config"):
-        load_model(open_run(tmp_path / "r"), torch.device("cpu"))
+    with pytest.raises(AdapterError, match="heads must divide the width"):
+        train(learnable, label_set, tmp_path / "r", make_settings({**QUICK, "width": 33}), force=True)
+    assert open_run(tmp_path / "r").config["width"] == 0

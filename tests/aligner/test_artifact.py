@@ -1,7 +1,9 @@
 """The contract of the alignments folder: what is written reads back, whole files only, same bytes."""
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -75,6 +77,19 @@ def test_layout_is_as_agreed(tmp_path: Path) -> None:
     assert file.schema_arrow.field("patch_map").type.byte_width == 2
 
 
+def test_readers_are_told_the_order_and_the_pages(tmp_path: Path) -> None:
+    write(tmp_path / "s.parquet", [30])
+    group = pq.ParquetFile(tmp_path / "s.parquet").metadata.row_group(0)
+    by = [group.column(place.column_index).path_in_schema for place in group.sorting_columns]
+    assert by == ["video_id", "frame_index", "region_index"]
+    assert not any(place.descending for place in group.sorting_columns)
+    assert all(group.column(i).has_offset_index for i in range(group.num_columns))
+    indexed = {
+        group.column(i).path_in_schema for i in range(group.num_columns) if group.column(i).has_column_index
+    }
+    assert indexed == {"video_id", "frame_index", "region_index"}
+
+
 def test_same_rows_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write(tmp_path / name, [3, 4])
@@ -106,6 +121,34 @@ def test_atomic_leaves_all_or_nothing(tmp_path: Path) -> None:
         raise RuntimeError
     assert json.loads(target.read_text()) == {"a": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_windows_opens_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError("Windows opens no folders")
+
+    names = {name: getattr(os, name) for name in ("fsync", "replace", "close", "O_RDONLY")}
+    monkeypatch.setattr(artifact, "os", SimpleNamespace(name="nt", open=refuse, **names))
+    artifact.write_json(tmp_path / "file.json", {"a": 1})
+    assert json.loads((tmp_path / "file.json").read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [
+        ({"a": 1, "b": {"c": "x"}}, []),
+        ({"a": 1, "b": {"c": "x", "d": 2}, "e": None}, []),
+        ({"b": {}}, ["no a", "no b.c"]),
+        ({"a": "1", "b": []}, ["a damaged a", "a damaged b"]),
+        (
+            {"a": 1, "b": {"c": "x"}, "many": {"p": {"n": 1}, "q": {"n": "2"}, "r": 3}},
+            ["a damaged many.q.n", "a damaged many.r"],
+        ),
+    ],
+)
+def test_misfits_are_named(content: dict, wrong: list[str]) -> None:
+    shape = {"a": int, "b": {"c": str}, "many": {"*": {"n": int}}}
+    assert artifact.misfits({"many": {}} | content, shape) == wrong
 
 
 def test_fingerprint_ignores_time_and_key_order_only() -> None:

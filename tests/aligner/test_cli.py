@@ -12,7 +12,6 @@ from typer.testing import CliRunner, Result
 
 from aligner import artifact
 from aligner.cli import app
-from aligner.config import AlignConfig, AlignerError, array_share
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -157,24 +156,87 @@ def test_wrong_usage_is_not_mistaken_for_failed_videos(call: Callable) -> None:
         assert result.exit_code == 1 and "Traceback" not in result.output
 
 
-def test_shares_of_an_array() -> None:
-    def slurm(
-        task: int, count: int, first: int = 0, last: int | None = None, step: int = 1
-    ) -> tuple[int, int]:
-        last = first + (count - 1) * step if last is None else last
-        names = {"ID": task, "COUNT": count, "MIN": first, "MAX": last, "STEP": step}
-        return array_share(None, None, {f"SLURM_ARRAY_TASK_{name}": str(n) for name, n in names.items()})
-
-    assert array_share(None, None, {}) == (1, 0)
-    assert array_share(4, 3, {"SLURM_ARRAY_TASK_ID": "9"}) == (4, 3)
-    assert slurm(0, 4) == (4, 0) and slurm(4, 4, first=1) == (4, 3) and slurm(6, 4, step=2) == (4, 3)
-    # Resubmitting tasks 3 and 7 of a larger array must not look like an array of two.
-    with pytest.raises(AlignerError, match="give --num-shards and --shard-index"):
-        slurm(7, 2, first=3, last=7)
+def test_an_array_task_that_is_no_number(
+    call: Callable, options: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "seven")
+    refused(call("run", *options), "SLURM_ARRAY_TASK_ID must be a whole number, got 'seven'")
 
 
-def test_config_is_checked_and_frozen() -> None:
-    config = AlignConfig(Path("v"), Path("c"), "ViT-B-16", "none")
-    assert (config.frames, config.merge, config.top_k, config.proportional_attention) == (8, 8, 16, True)
-    with pytest.raises(AttributeError):
-        config.frames = 9
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("manifest.json", b"{half"),
+        ("manifest.json", b"[]"),
+        ("manifest.json", b"\xff\xfe"),
+        ("manifest.json", b'{"artifact": "alignments", "schema_version": 1}'),
+        ("videos.parquet", b"PAR1 cut"),
+        ("entities.parquet", None),
+    ],
+)
+def test_a_damaged_folder_is_a_message_for_every_command(
+    call: Callable, options: list, tmp_path: Path, file: str, content: bytes | None
+) -> None:
+    out = tmp_path / "out"
+    call("run", *options)
+    (out / file).unlink() if content is None else (out / file).write_bytes(content)
+    refused(call("run", *options), file)
+    refused(call("inspect", out, "run/0.mp4"), file)
+    if file == "manifest.json":
+        for command in ("status", "verify", "inspect"):
+            refused(call(command, out), file, "produced by `aligner run")
+    else:
+        found = call("verify", out)
+        assert found.exit_code == 1 and file in found.stderr and "Traceback" not in found.output
+        assert call("status", out).exit_code == 0
+
+
+@pytest.mark.parametrize("content", ["{half", "[]", "null", '{"videos": {"a": 1}}', '{"videos": {}}'])
+def test_a_damaged_marker_is_work_to_do(call: Callable, options: list, tmp_path: Path, content: str) -> None:
+    out = tmp_path / "out"
+    call("run", *options)
+    (out / artifact.marker_name(0)).write_text(content)
+    assert "shards: 1 todo" in call("status", out).stdout
+    found = call("verify", out)
+    assert found.exit_code == 1 and "shard 0: its marker is damaged; run `aligner run` again" in found.stderr
+    refused(
+        call("inspect", out, "run/0.mp4"), "run/0.mp4", "verify" if content == '{"videos": {}}' else "again"
+    )
+    assert call("run", *options).exit_code == 0 and call("verify", out).stdout == "ok\n"
+
+
+def test_damaged_failures_are_a_message(call: Callable, options: list, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call("run", *options)
+    (out / artifact.failures_name(0)).write_bytes(b"PAR1")
+    refused(call("status", out), "failures-00000.parquet cannot be read", "aligner verify")
+    assert call("verify", out).exit_code == 1
+
+
+def test_a_wrong_root_warns_loudly(call: Callable, options: list, clips: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "list.csv"
+    listed.write_text("path,duration\nrun/0.mp4,1\njump/1.mp4,2\n")
+    options[1] = listed
+    dry = call("plan", "--videos", listed, "--dry-run", "--json")
+    assert json.loads(dry.stdout)["ignored_columns"] == ["duration"]
+    result = call("run", *options, "--json")
+    assert result.exit_code == 2
+    for stderr in (dry.stderr, result.stderr):
+        assert "warning: ALL 2 VIDEOS ARE MISSING" in stderr and "probably a wrong --videos-root" in stderr
+        assert "warning: ignored columns of the manifest: 'duration'" in stderr
+    report = json.loads(result.stdout)
+    assert report["ignored_columns"] == ["duration"] and report["failed"] == 2
+    assert any("ALL 2 VIDEOS" in text for text in report["warnings"])
+    right = call("plan", "--videos", listed, "--videos-root", clips, "--dry-run")
+    assert "MISSING" not in right.stderr and "ignored columns: duration" in right.stdout
+
+
+def test_run_and_plan_agree_on_every_setting(call: Callable, options: list, tmp_path: Path) -> None:
+    given = [*options[:8], "--frames", 3, "--merge", 1, "--top-k", 2, "--precision", "bf16"]
+    given += ["--videos-per-shard", 2, "--batch-frames", 2, "--no-proportional-attention"]
+    assert call("plan", *given).exit_code == 0
+    written = artifact.read_manifest(tmp_path / "out")["config"]
+    assert (written["frames"], written["merge"], written["top_k"], written["precision"]) == (3, 1, 2, "bf16")
+    assert (written["videos_per_shard"], written["frames_per_pass"]) == (2, 2)
+    assert written["proportional_attention"] is False
+    assert call("run", *given, "--device", "cpu", "--quiet").exit_code == 0

@@ -75,6 +75,14 @@ def test_a_damaged_or_bare_manifest(corpus: Path) -> None:
     (corpus / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(AlignerError, match="manifest.json has no model; produced by"):
         load_corpus(corpus)
+    edit_manifest(corpus, model={"name": "ViT-B-16", "pretrained": 3, "embed_dim": 8})
+    with pytest.raises(
+        AlignerError, match="has no model.weights_sha256 and a damaged model.pretrained; prod"
+    ):
+        load_corpus(corpus)
+    (corpus / "manifest.json").write_text("[]")
+    with pytest.raises(AlignerError, match=r"manifest.json is damaged \(no JSON object\); produced by"):
+        load_corpus(corpus)
     (corpus / "manifest.json").write_text("{half")
     with pytest.raises(AlignerError, match="manifest.json is damaged"):
         load_corpus(corpus)
@@ -118,3 +126,14 @@ def test_garbage_is_one_clear_error(corpus: Path) -> None:
     (corpus / "entities.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(AlignerError, match="entities.parquet cannot be read"):
         load_corpus(corpus)
+
+
+def test_vectors_with_holes_or_of_text_are_refused(corpus: Path) -> None:
+    whole = pq.read_table(corpus / "entities.parquet")
+    place = whole.schema.get_field_index("embedding")
+    hole = pa.array([None, *whole["embedding"].to_pylist()[1:]], whole["embedding"].type)
+    texts = pa.array([["x"] * 8] * 10, pa.list_(pa.string(), 8))
+    for column, message in ((hole, "with 1 empty rows"), (texts, "got fixed_size_list<.*string")):
+        replace_table(corpus, lambda _, column=column: whole.set_column(place, "embedding", column))
+        with pytest.raises(AlignerError, match=message):
+            load_corpus(corpus)

@@ -54,6 +54,65 @@ def test_folder_of_splits(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [
+        ("Train", "train"),
+        ("TRAINING", "train"),
+        ("val", "val"),
+        ("valid", "val"),
+        ("Validation", "val"),
+        ("test", "test"),
+        ("testing", "test"),
+    ],
+)
+def test_names_of_splits(tmp_path: Path, folder: str, split: str) -> None:
+    plan = make_plan(touch(tmp_path, f"{folder}/run/1.mp4", "notes/about.txt"), 64)
+    assert rows(plan) == [(f"{folder}/run/1.mp4", "run", split)]
+
+
+def test_a_class_named_like_a_split_is_a_class(tmp_path: Path) -> None:
+    plan = make_plan(touch(tmp_path, "test/1.mp4", "taste/2.mp4", "top.mp4"), 64)
+    assert rows(plan) == [
+        ("taste/2.mp4", "taste", None),
+        ("test/1.mp4", "test", None),
+        ("top.mp4", None, None),
+    ]
+
+
+def test_linked_folders_are_followed_but_never_in_circles(tmp_path: Path) -> None:
+    touch(tmp_path / "elsewhere", "1.mp4", "deep/2.mp4")
+    root = touch(tmp_path / "set", "run/3.mp4")
+    (root / "jump").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (root / "hop").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere" / "self").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (root / "run" / "up").symlink_to(root, target_is_directory=True)
+    (root / "run" / "above").symlink_to(tmp_path, target_is_directory=True)
+    plan = make_plan(root, 64)
+    beside = [f"run/above/elsewhere/{name}" for name in ("1.mp4", "deep/2.mp4")]
+    assert [item.video_id for item in plan.items] == [
+        *("hop/1.mp4", "hop/deep/2.mp4", "jump/1.mp4", "jump/deep/2.mp4"),
+        *("run/3.mp4", *beside),
+    ]
+    assert all(plan.path(item).is_file() for item in plan.items)
+    assert plan.ignored == {"(link to a folder above)": 5}
+
+
+@pytest.mark.parametrize("root", [None, ".", "vids", "absolute"])
+@pytest.mark.parametrize("videos", ["vids", "vids/list.csv", "./vids/../vids"])
+def test_relative_paths_find_their_videos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, videos: str, root: str | None
+) -> None:
+    touch(tmp_path / "vids", "run/1.mp4", "jump/2.mp4")
+    place = {"absolute": tmp_path, None: None}.get(root, root and Path(root))
+    before = "vids/" if root in (".", "absolute") else ""
+    (tmp_path / "vids" / "list.csv").write_text(f"path\n{before}run/1.mp4\n{before}jump/2.mp4\n")
+    monkeypatch.chdir(tmp_path)
+    plan = make_plan(Path(videos), 64, place)
+    assert [item.video_id for item in plan.items] == [f"{before}jump/2.mp4", f"{before}run/1.mp4"]
+    assert plan.counts()["missing"] == 0 and all(item.bytes for item in plan.items)
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
 def test_manifests_of_every_kind_say_the_same(tmp_path: Path, kind: str) -> None:
     touch(tmp_path, "b.mp4", "sub/a.mp4")
@@ -93,8 +152,13 @@ def test_folder_with_a_root_above_keeps_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("m.csv", "path,lable\na.mp4,x\n", "unknown column 'lable' .did you mean 'label'"),
         ("m.csv", "label\nx\n", "no column 'path'"),
+        ("m.csv", "Path,label\na.mp4,x\n", "no column 'path' but 'Path', rename it to 'path'"),
+        ("m.csv", "video,label\na.mp4,x\n", "no column 'path' but 'video', rename it to 'path'"),
+        ("m.csv", "label,file\nx,a.mp4\n", "no column 'path' but 'file', rename it to 'path'"),
+        ("m.csv", "filename\na.mp4\n", "no column 'path' but 'filename', rename it to 'path'"),
+        ("m.csv", "video_path\na.mp4\n", "no column 'path' but 'video_path', rename it to 'path'"),
+        ("m.jsonl", '{"path": ["a.mp4", "b.mp4"]}', "row 1 has a list where one text was expected"),
         ("m.csv", "path,label\n,x\n", "row 1 has no path"),
         ("m.csv", "path\na.mp4\n./a.mp4\n", "1 videos more than once, the first is a.mp4"),
         ("m.csv", "", "cannot be read"),
@@ -108,6 +172,23 @@ def test_bad_manifests(tmp_path: Path, name: str, content: str, message: str) ->
     (tmp_path / name).write_text(content)
     with pytest.raises(AlignerError, match=message):
         make_plan(tmp_path / name, 64)
+
+
+def test_other_columns_are_ignored_and_reported(tmp_path: Path) -> None:
+    (touch(tmp_path, "a.mp4") / "m.csv").write_text("duration,path,lable,split\n3,a.mp4,x,val\n")
+    plan = make_plan(tmp_path / "m.csv", 64)
+    assert rows(plan) == [("a.mp4", None, "val")]
+    assert plan.counts()["ignored_columns"] == ["duration", "lable"]
+    assert plan.warnings() == ["ignored columns of the manifest: 'duration', 'lable' (did you mean 'label'?)"]
+
+
+def test_all_missing_is_suspicious_one_missing_is_not(tmp_path: Path) -> None:
+    (tmp_path / "m.txt").write_text("set/a.mp4\nset/b.mp4\n")
+    wrong = make_plan(tmp_path / "m.txt", 64)
+    assert wrong.counts()["missing"] == 2
+    assert [text for text in wrong.warnings() if "ALL 2 VIDEOS ARE MISSING" in text and "set/a.mp4" in text]
+    touch(tmp_path, "set/a.mp4")
+    assert make_plan(tmp_path / "m.txt", 64).warnings() == []
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -135,7 +216,7 @@ def test_order_of_the_manifest_does_not_matter(tmp_path: Path) -> None:
 
 @pytest.mark.shared
 def test_shared_manifest(shared: Path) -> None:
-    found = dict((path, label) for path, label, _ in read_manifest(shared / "videos" / "manifest.csv"))
+    found = dict((path, label) for path, label, _ in read_manifest(shared / "videos" / "manifest.csv")[0])
     assert found["arm_wrestling.mp4"] == "arm wrestling" and found["city_bikes.mp4"] is None
     assert len(make_plan(shared / "videos", 64).items) == 6
     assert json.dumps(make_plan(shared / "videos" / "manifest.csv", 64).counts()["ignored"]) == "{}"

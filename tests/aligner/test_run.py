@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from aligner import artifact, decode, run
-from aligner.config import AlignerError
+from aligner.config import AlignerError, ChangedSettings
 from aligner.encoder import load_clip
 from aligner.progress import Progress
 from aligner.verify import status, verify
@@ -130,7 +130,7 @@ def test_a_lost_or_cut_shard_is_made_again(settings: Callable) -> None:
 )
 def test_changed_settings_are_refused(settings: Callable, change: dict, line: str) -> None:
     run.prepare(settings())
-    with pytest.raises(AlignerError, match="begun with other settings") as refusal:
+    with pytest.raises(ChangedSettings, match="begun with other settings") as refusal:
         run.prepare(settings(**change))
     assert line in str(refusal.value) and "--force" in str(refusal.value)
 
@@ -142,16 +142,91 @@ def test_another_corpus_or_plan_is_refused_and_force_starts_over(
     make_video(videos / "a.mp4", 5)
     run.run(settings(videos=videos))
     other = make_corpus(tmp_path / "other", tiny_info, seed=1)
-    with pytest.raises(AlignerError, match="corpus.fingerprint: got "):
+    with pytest.raises(ChangedSettings, match="corpus.fingerprint: got "):
         run.prepare(settings(videos=videos, corpus=other))
     make_video(videos / "b.mp4", 5)
     make_video(videos / "a.mp4", 9)
-    with pytest.raises(AlignerError, match="videos: 1 added, 0 removed, 1 with another size"):
+    with pytest.raises(ChangedSettings, match="videos: 1 added, 0 removed, 1 with another size"):
         run.prepare(settings(videos=videos))
     report = run.run(settings(videos=videos, corpus=other, frames=2, force=True))
     assert report.ok == 2 and verify(settings().out) == []
     with pytest.raises(AlignerError, match="aligner plan --force"):
         run.prepare(settings(force=True, num_shards=2))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("kind", ["corpus", "data set", "damaged", "notes"])
+def test_foreign_folders_are_left_alone(settings: Callable, tmp_path: Path, kind: str, force: bool) -> None:
+    config = settings(out=tmp_path / "foreign", force=force)
+    config.out.mkdir()
+    if kind == "corpus":
+        for file in config.corpus.iterdir():
+            (config.out / file.name).write_bytes(file.read_bytes())
+    elif kind == "data set":
+        for shard in range(5):
+            (config.out / artifact.shard_name(shard)).write_bytes(b"rows of somebody")
+    else:
+        (config.out / ("manifest.json" if kind == "damaged" else "notes.txt")).write_text("{half")
+    before = tree(config.out)
+    with pytest.raises(AlignerError, match="left alone, even with --force: give another --out") as refusal:
+        run.run(config)
+    assert not isinstance(refusal.value, ChangedSettings)
+    assert tree(config.out) == before
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_an_interrupted_start_left_is_no_obstacle(settings: Callable, force: bool) -> None:
+    config = settings(force=force)
+    config.out.mkdir()
+    for name in ("videos.parquet", "entities.parquet", ".manifest.json.0a1b2c3d.tmp"):
+        (config.out / name).write_bytes(b"half")
+    assert run.run(config).ok == 7
+    assert verify(config.out) == [] and not list(config.out.glob(".*.tmp"))
+
+
+def test_temporary_files_of_a_start_are_removed_unless_others_may_write_them(settings: Callable) -> None:
+    run.prepare(settings())
+    leftover = settings().out / ".entities.parquet.0a1b2c3d.tmp"
+    leftover.write_bytes(b"half")
+    run.prepare(settings(num_shards=2, shard_index=1))
+    assert leftover.exists()
+    run.prepare(settings())
+    assert not leftover.exists()
+
+
+def test_starting_over_keeps_what_is_not_ours(settings: Callable) -> None:
+    config = settings()
+    run.run(config)
+    for name in ("notes.txt", "shard-of-glass.parquet", ".hidden.tmp"):
+        (config.out / name).write_text("mine")
+    artifact.start_over(config.out)
+    left = {"notes.txt", "shard-of-glass.parquet", ".hidden.tmp", "videos.parquet", "entities.parquet"}
+    assert {file.name for file in config.out.iterdir()} == left
+
+
+@pytest.mark.parametrize("root", [None, "."])
+@pytest.mark.parametrize("videos", ["vids", "vids/list.csv"])
+def test_a_relative_videos_option_reaches_every_video(
+    settings: Callable,
+    make_video: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    videos: str,
+    root: str,
+) -> None:
+    below = "vids/" if root else ""
+    make_video(tmp_path / "vids" / "run" / "1.mp4", 5)
+    make_video(tmp_path / "vids" / "jump" / "2.mp4", 5)
+    (tmp_path / "vids" / "list.csv").write_text(f"path\n{below}run/1.mp4\n{below}jump/2.mp4\n")
+    monkeypatch.chdir(tmp_path)
+    report = run.run(settings(videos=Path(videos), videos_root=root and Path(root), out=Path("out")))
+    assert (report.planned, report.ok, report.failed) == (2, 2, 0)
+    ids = artifact.read_videos(Path("out"))["video_id"].to_pylist()
+    assert ids == [f"{below}jump/2.mp4", f"{below}run/1.mp4"]
 
 
 def test_another_models_weights_are_refused(settings: Callable, other_clip: str) -> None:

@@ -142,3 +142,51 @@ def test_inspect(done: Path) -> None:
         region_lines(done, "run/9.mp4")
     with pytest.raises(AlignerError, match="--top must lie between 1 and 5, got 6"):
         region_lines(done, "run/0.mp4", top=6)
+
+
+@pytest.fixture
+def with_failures(settings: Callable, make_video: Callable, tmp_path: Path) -> Path:
+    """Three shards of two videos; the first of every shard is broken."""
+    root = tmp_path / "videos"
+    for place in range(3):
+        make_video(root / f"{place}b.mp4", 5)
+        (root / f"{place}a.mp4").write_text("no video")
+    run.run(settings(videos=root, videos_per_shard=2))
+    return settings().out
+
+
+def test_failures_are_those_of_every_finished_shard(with_failures: Path) -> None:
+    assert [row["video_id"] for row in artifact.all_failures(with_failures)] == ["0a.mp4", "1a.mp4", "2a.mp4"]
+    (with_failures / artifact.marker_name(0)).unlink()
+    # Two markers are left, of shards 1 and 2: whoever counts markers reads 0 and 1.
+    assert [row["video_id"] for row in artifact.all_failures(with_failures)] == ["1a.mp4", "2a.mp4"]
+    found = status(with_failures)
+    assert found.failures == {"open (unreadable)": 2} and found.videos["failed"] == 2
+    with pytest.raises(AlignerError, match="needs manifest.json"):
+        artifact.all_failures(with_failures.parent)
+
+
+def test_the_output_has_an_identity_only_when_complete(
+    done: Path, settings: Callable, tmp_path: Path
+) -> None:
+    whole = artifact.output_fingerprint(done)
+    assert artifact.is_complete(done) and whole is not None and len(whole) == 64
+    run.run(settings(out=tmp_path / "again"))
+    run.run(settings(out=tmp_path / "other", frames=2))
+    assert artifact.output_fingerprint(tmp_path / "again") == whole
+    assert artifact.output_fingerprint(tmp_path / "other") not in (whole, None)
+    edit(done / artifact.marker_name(1), lambda marker: marker.update(sha256="0" * 64))
+    assert artifact.output_fingerprint(done) not in (whole, None)
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "videos.parquet", "entities.parquet", "shard-00001.json", "shard-00002.parquet"]
+)
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_damaged_folder_is_not_complete(done: Path, name: str, damage: str) -> None:
+    (done / name).unlink() if damage == "gone" else (done / name).write_bytes((done / name).read_bytes()[:40])
+    assert not artifact.is_complete(done) and artifact.output_fingerprint(done) is None
+
+
+def test_no_folder_is_not_complete(tmp_path: Path) -> None:
+    assert not artifact.is_complete(tmp_path / "gone") and artifact.output_fingerprint(tmp_path) is None

@@ -1,15 +1,24 @@
 import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
+from safetensors.torch import save_file
 
 from corpus_builder import artifact, build
 from corpus_builder.config import BODY_PARTS, CorpusConfig, CorpusError
 from corpus_builder.disambiguate import Choice
-from corpus_builder.embed import load_text_encoder
+from corpus_builder.embed import load_text_encoder, model_location
+from corpus_builder.index import build_index, index_bytes
 from corpus_builder.mine import Candidate
 from corpus_builder.wordnet import Sense
 
+WEIGHTS = "open_clip_model.safetensors"
 NAIL = Sense("nail.n.01", "nail", "horny plate", "noun.body", 0)
 PIN = Sense("nail.n.02", "nail", "a thin pointed piece of metal", "noun.artifact", 1)
 
@@ -114,12 +123,108 @@ def test_search_finds_an_entity_by_its_own_text(corpus, tiny_clip, other_clip):
     row = corpus.table.to_pylist()[3]
     found = build.search_corpus(corpus.folder, row["text"], 3, model=tiny_clip, device="cpu")
     assert found[0]["entity_id"] == row["entity_id"] and found[0]["cosine"] == pytest.approx(1, abs=1e-5)
-    with pytest.raises(CorpusError, match="local-dir:tinyrandom: say where it lies with --model"):
-        build.search_corpus(corpus.folder, "nail")
     with pytest.raises(
         CorpusError, match="needs the corpus's model, local-dir:tinyrandom.*found local-dir:otherrandom"
     ):
         build.search_corpus(corpus.folder, "nail", model=other_clip)
+
+
+def tiny_corpus(folder, name, pretrained=None):
+    """Two entities embedded by a model, written as a build writes them; no WordNet needed."""
+    encoder = load_text_encoder(name, pretrained, "cpu")
+    found = [find("riding", "horse"), find("biking", "bicycle")]
+    vectors = encoder.encode(["bicycle", "horse"])
+    facts = {"config": {}, "inputs": {}, "model": encoder.info, "counts": {}}
+    artifact.write_corpus(
+        folder,
+        build._entity_table(build.gather(found), vectors),
+        index_bytes(build_index(vectors)),
+        artifact.table_of([], artifact.CANDIDATES_SCHEMA),
+        facts,
+        location=model_location(name, pretrained),
+    )
+    return artifact.open_corpus(folder)
+
+
+@pytest.fixture
+def movable(tiny_clip, tmp_path):
+    folder = tmp_path / "models" / "tinyrandom"
+    shutil.copytree(tiny_clip.removeprefix("local-dir:"), folder)
+    return folder
+
+
+def test_search_remembers_where_the_model_lay_and_checks_its_weights(movable, other_clip, tmp_path):
+    corpus = tiny_corpus(tmp_path / "c", f"local-dir:{movable}")
+    assert json.loads((corpus.folder / "model_location.json").read_text()) == {
+        "model": f"local-dir:{movable.resolve()}"
+    }
+    assert build.search_corpus(corpus.folder, "horse", 1, device="cpu")[0]["name"] == "horse"
+    shutil.copy(Path(other_clip.removeprefix("local-dir:")) / WEIGHTS, movable / WEIGHTS)
+    with pytest.raises(
+        CorpusError, match="tinyrandom: say where it lies with --model.*now has other weights"
+    ):
+        build.search_corpus(corpus.folder, "horse")
+    shutil.rmtree(movable)
+    with pytest.raises(
+        CorpusError, match="tinyrandom: say where it lies with --model.*holds no open_clip_co"
+    ):
+        build.search_corpus(corpus.folder, "horse")
+    (corpus.folder / artifact.MODEL_LOCATION).write_text("{")
+    with pytest.raises(CorpusError, match="tinyrandom: say where it lies with --model local-dir:PATH$"):
+        build.search_corpus(corpus.folder, "horse")
+
+
+def test_the_place_of_the_model_is_no_part_of_the_corpus(movable, tmp_path):
+    here = tiny_corpus(tmp_path / "a", f"local-dir:{movable}")
+    there = movable.parent / "elsewhere" / movable.name
+    shutil.copytree(movable, there)
+    moved = tiny_corpus(tmp_path / "b", f"local-dir:{there}")
+    assert here.fingerprint == moved.fingerprint and str(tmp_path) not in json.dumps(here.manifest)
+    assert artifact.read_model_location(here.folder) != artifact.read_model_location(moved.folder)
+    artifact.check_room(here.folder, "corpus")
+
+
+def test_a_weights_file_is_remembered_too(tiny_builtin, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    save_file(open_clip.create_model(tiny_builtin).state_dict(), weights)
+    corpus = tiny_corpus(tmp_path / "c", tiny_builtin, str(weights))
+    assert corpus.manifest["model"]["pretrained"] == "weights.safetensors"
+    assert build.search_corpus(corpus.folder, "horse", 1, device="cpu")[0]["name"] == "horse"
+    weights.unlink()
+    with pytest.raises(
+        CorpusError, match="weights.safetensors'.*with --model tiny-builtin --pretrained FILE"
+    ):
+        build.search_corpus(corpus.folder, "horse")
+
+
+def test_a_new_corpus_forgets_where_the_old_model_lay(movable, tiny_builtin, tmp_path):
+    tiny_corpus(tmp_path / "c", f"local-dir:{movable}")
+    tiny_corpus(tmp_path / "c", tiny_builtin, "none")
+    assert artifact.read_model_location(tmp_path / "c") is None
+
+
+def test_an_index_of_other_vectors_is_refused(tiny_clip, tmp_path):
+    corpus = tiny_corpus(tmp_path / "c", tiny_clip)
+    path = corpus.folder / artifact.INDEX
+    wide = np.eye(64, dtype=np.float32)[:1]
+    other = index_bytes(build_index(wide))
+    assert len(other) == path.stat().st_size
+    path.write_bytes(other)
+    with pytest.raises(CorpusError, match="holds 1 vectors of 64, expected 2 of 32"):
+        build.search_corpus(corpus.folder, "horse")
+
+
+def test_the_readme_s_example_runs(tiny_clip, tmp_path):
+    tiny_corpus(tmp_path / "corpus", tiny_clip)
+    readme = Path(build.__file__).with_name("README.md").read_text()
+    snippets = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    assert len(snippets) == 1
+    done = subprocess.run([sys.executable, "-c", snippets[0]], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith("[('bicycle', ['biking'], 1.0)") and second.startswith(
+        "[('horse', ['riding'], 1.0)"
+    )
 
 
 @pytest.mark.shared

@@ -1,3 +1,4 @@
+import csv
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 
 from corpus_builder.cli import app
 
+LABELS = ["labels", "--labels", "l.txt", "--out", "x", "--model", "ViT-B-16", "--pretrained"]
 COMMANDS = ["mine", "build", "labels", "search", "inspect"]
 
 
@@ -47,6 +49,25 @@ def test_mine_writes_the_promised_columns(shared, tmp_path):
 
 
 @pytest.mark.shared
+def test_mine_writes_the_same_rows_in_every_format(shared, tmp_path):
+    (tmp_path / "L.TXT").write_text("riding camel\nzumba\n")
+    for suffix in ("parquet", "csv", "jsonl"):
+        done = run(
+            "mine", "--labels", tmp_path / "L.TXT", "--taggers", "nltk", "--no-body-parts",
+            "--nltk-data", shared / "nltk_data", "--out", tmp_path / f"m.{suffix}", "--quiet",
+        )  # fmt: skip
+        assert done.exit_code == 0, done.stderr
+    rows = pq.read_table(tmp_path / "m.parquet").to_pylist()
+    assert {(row["entity"], row["sense"]) for row in rows} >= {("zumba", None)} and len(rows) == 2
+    assert [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()] == rows
+    with (tmp_path / "m.csv").open(newline="") as stream:
+        told = list(csv.DictReader(stream))
+    assert told == [
+        {name: str("" if value is None else value) for name, value in row.items()} for row in rows
+    ]
+
+
+@pytest.mark.shared
 def test_build_inspect_and_search(shared, tmp_path, tiny_clip):
     (tmp_path / "l.txt").write_text("riding camel\nplaying cello\n")
     out = tmp_path / "corpus"
@@ -60,7 +81,7 @@ def test_build_inspect_and_search(shared, tmp_path, tiny_clip):
     assert done.exit_code == 0 and json.loads(done.stdout)["entities"] == 2
     done = run("search", out, "a camel", "--k", 1, "--model", tiny_clip, "--json")
     assert done.exit_code == 0 and len(json.loads(done.stdout)) == 1
-    done = run("search", out, "a camel", "--model", tiny_clip)
+    done = run("search", out, "a camel")
     assert done.exit_code == 0 and "cello.n.01" in done.stdout
     data = (out / "entities.faiss").read_bytes()
     (out / "entities.faiss").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -86,12 +107,24 @@ def test_build_inspect_and_search(shared, tmp_path, tiny_clip):
         (["build", "--labels", "l.txt", "--model", "ViT-X", "--out", "x"], "not an open_clip model"),
         (["inspect", "."], "found no manifest.json"),
         (["search", ".", "horse"], "corpus-builder build"),
+        (["inspect", "."], "in '.'"),
+        (["inspect", "x" * 300], f"'{'x' * 300}/manifest.json': File name too long"),
+        (["mine", "--labels", "l.txt", "--out", "folder"], "--out 'folder' is a folder"),
+        (["mine", "--labels", "l.txt", "--out", "m.xls"], "expected one of .parquet, .csv, .jsonl"),
+        (["mine", "--labels", "l.txt", "--out", "l.txt/m.csv"], "below 'l.txt', which is a file"),
+        ([*LABELS, "none", "--device", "foo"], "--device is 'foo', expected auto, cpu, cuda or cuda:N"),
+        ([*LABELS, "none", "--device", "cuda:99"], "usable GPUs; use --device cpu"),
+        (["labels", "--labels", "latin.csv", "--model", "x", "--out", "x"], "latin.csv is not UTF-8 text"),
+        (["labels", "--labels", "latin.json", "--model", "x", "--out", "x"], "latin.json is not UTF-8 text"),
     ],
 )
 def test_errors_are_one_line_and_end_with_one(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "l.txt").write_text("riding horse\n")
     (tmp_path / "e.txt").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "latin.csv").write_bytes("name\ncafé\n".encode("latin-1"))
+    (tmp_path / "latin.json").write_bytes('["café"]'.encode("latin-1"))
     done = run(*arguments)
     assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
     assert done.stderr.startswith("error: ") and message in done.stderr

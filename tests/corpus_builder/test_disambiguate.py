@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +35,15 @@ def test_strategies():
     assert disambiguate("bat", BAT, ["baseball"], "first").sense == ANIMAL
     # NLTK's Lesk compares bare tokens: "ball" stands in the club's gloss alone
     assert disambiguate("bat", BAT, ["ball", "hitting"], "lesk").sense == CLUB
+
+
+def test_a_phrase_means_what_it_heads_rather_than_what_it_also_names():
+    bush = Sense("christmas_bush.n.01", "christmas tree", "Australian shrub", "noun.plant", 0)
+    tree = Sense("christmas_tree.n.05", "christmas tree", "an ornamented evergreen", "noun.artifact", 4)
+    assert disambiguate("christmas tree", (bush, tree), []).sense == tree
+    # one word alone has counts behind its ranks, which decide
+    alone = [replace(sense, form="tree") for sense in (bush, tree)]
+    assert disambiguate("tree", alone, []).sense.rank == 0
 
 
 def test_no_senses_and_one_sense():
@@ -85,6 +96,7 @@ KNOWN = [
     ("hands", "washing hands", "hand.n.01"),
     ("plant", "watering plants", "plant.n.02"),
     ("table", "setting table", "table.n.02"),
+    ("christmas tree", "decorating the christmas tree", "christmas_tree.n.05"),
 ]
 
 

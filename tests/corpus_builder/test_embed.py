@@ -1,4 +1,4 @@
-import json
+import logging
 
 import numpy as np
 import open_clip
@@ -64,20 +64,49 @@ def test_labels_are_the_renormalised_mean_over_templates(encoder):
         np.testing.assert_allclose(found[row], mean / np.linalg.norm(mean), atol=1e-6)
 
 
-def test_random_weights_are_seeded_marked_and_leave_the_generator_alone(tmp_path):
-    config = {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
-    }
-    config["text_cfg"] = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    (tmp_path / "tiny-builtin.json").write_text(json.dumps(config))
-    open_clip.add_model_config(tmp_path)
+def test_random_weights_are_seeded_marked_and_leave_the_generator_alone(tiny_builtin):
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    first = load_text_encoder("tiny-builtin", "none", device="cpu")
+    first = load_text_encoder(tiny_builtin, "none", device="cpu")
     assert torch.equal(torch.random.get_rng_state(), before)
     assert first.info["random_weights"] is True and first.info["pretrained"] == "none"
-    assert first.info["weights_sha256"] == load_text_encoder("tiny-builtin", "none").info["weights_sha256"]
+    assert first.info["weights_sha256"] == load_text_encoder(tiny_builtin, "none").info["weights_sha256"]
+
+
+def test_a_name_with_a_slash_is_the_model_with_its_own_tokenizer(tiny_builtin):
+    dashed, slashed = (load_text_encoder(name, "none", "cpu") for name in (tiny_builtin, "tiny/builtin"))
+    assert slashed.info == dashed.info
+    assert (
+        slashed.truncated(["word " * 14, "word " * 15]) == dashed.truncated(["word " * 14, "word " * 15]) == 1
+    )
+    np.testing.assert_array_equal(slashed.encode(["horse"]), dashed.encode(["horse"]))
+
+
+@pytest.mark.parametrize(
+    ("tag", "message"), [("openai", None), ("laion400m-e32", None), ("laion", "neither a")]
+)
+def test_tags_are_known_as_open_clip_knows_them(tag, message):
+    if message is None:
+        assert check_model("ViT-B/16", tag) == "ViT-B-16"
+    else:
+        with pytest.raises(CorpusError, match=message):
+            check_model("ViT-B/16", tag)
+
+
+def test_loading_random_weights_on_demand_warns_of_nothing(tiny_builtin, caplog, capfd):
+    load_text_encoder(tiny_builtin, "none", "cpu")
+    assert not caplog.records and capfd.readouterr() == ("", "")
+    logging.warning("heard")
+    assert caplog.messages == ["heard"]
+
+
+def test_weights_that_cannot_be_had_are_one_error_with_full_stops(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CorpusError, match="--model ViT-B-32.*could not be loaded") as caught:
+        load_text_encoder("ViT-B-32", "laion2b_s34b_b79k", "cpu")
+    assert ".." not in str(caught.value).replace("...", "") and not caplog.records
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

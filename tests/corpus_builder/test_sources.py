@@ -151,6 +151,54 @@ def test_bad_captions_are_explained(tmp_path):
         list(iter_captions(tmp_path / "c.txt"))
 
 
+def test_suffixes_may_be_in_capitals(tmp_path):
+    for name, content in (("A.TXT", "run\n"), ("A.CSV", "name\nrun\n"), ("A.JSON", '["run"]')):
+        (tmp_path / name).write_text(content)
+        assert [label.label for label in read_labels(tmp_path / name).labels] == ["run"]
+    pq.write_table(pa.table({"text": ["a dog"]}), tmp_path / "C.PARQUET")
+    assert (
+        list(iter_captions(tmp_path / "C.PARQUET"))
+        == list(iter_captions(tmp_path / "C.PARQUET"))
+        == ["a dog"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "hint"), [("id,labels", "labels"), ("id,action", "action"), ("id,classname,x", "classname")]
+)
+def test_the_hint_looks_for_every_usual_name(tmp_path, columns, hint):
+    (tmp_path / "a.csv").write_text(f"{columns}\n")
+    with pytest.raises(CorpusError, match=f"did you mean '{hint}'"):
+        read_labels(tmp_path / "a.csv")
+
+
+def test_text_that_is_not_utf8_is_explained(tmp_path):
+    (tmp_path / "c.txt").write_bytes("a dog\na café\n".encode("latin-1"))
+    (tmp_path / "c.csv").write_bytes("caption\na café\n".encode("latin-1"))
+    raw = pa.array(["a café".encode("latin-1")], pa.binary())
+    pq.write_table(pa.table({"text": raw}), tmp_path / "c.parquet")
+    for kind in ("txt", "csv", "parquet"):
+        with pytest.raises(CorpusError, match="not UTF-8"):
+            list(iter_captions(tmp_path / f"c.{kind}"))
+
+
+def test_a_caption_column_without_text_is_explained(tmp_path):
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "c.parquet")
+    with pytest.raises(CorpusError, match="column 'text' holds a int, expected text.*--caption-column"):
+        list(iter_captions(tmp_path / "c.parquet"))
+
+
+def test_cut_and_damaged_parquet_captions_are_explained(tmp_path):
+    pq.write_table(pa.table({"text": [f"caption {i}" for i in range(9000)]}), tmp_path / "whole.parquet")
+    data = (tmp_path / "whole.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(data[: len(data) // 2])
+    (tmp_path / "damaged.parquet").write_bytes(data[:4] + bytes(2000) + data[2004:])
+    with pytest.raises(CorpusError, match="cut.parquet is not a Parquet file"):
+        list(iter_captions(tmp_path / "cut.parquet"))
+    with pytest.raises(CorpusError, match="damaged.parquet is cut or damaged"):
+        list(iter_captions(tmp_path / "damaged.parquet"))
+
+
 @pytest.mark.shared
 def test_the_real_label_files_read(shared):
     labels = read_labels(shared / "data/labels/kinetics_400_labels.csv").labels

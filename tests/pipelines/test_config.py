@@ -25,14 +25,15 @@ def raw() -> dict[str, Any]:
     }
 
 
-def problems(changed: dict[str, Any]) -> str:
+def problems(changed: dict[str, Any], inputs: bool = False) -> str:
     with pytest.raises(PipelineError) as caught:
-        check_config(changed, Path("."), "x.yaml")
+        check_config(changed, Path("."), "x.yaml", inputs)
+    assert "None" not in str(caught.value)
     return str(caught.value)
 
 
 def test_a_good_config_resolves_paths_against_its_folder(tmp_path: Path) -> None:
-    config = check_config(raw(), tmp_path)
+    config = check_config(raw(), tmp_path, inputs=False)
     assert config.out == tmp_path.resolve() / "out"
     assert config.labels["train"].file == tmp_path.resolve() / "labels.txt"
     assert config.corpus.labels == tmp_path.resolve() / "labels.txt"
@@ -68,8 +69,9 @@ def test_all_problems_are_reported_together() -> None:
     changed = raw()
     changed["modle"] = "x"
     changed["alignments"] = {"frames": "many"}
+    changed["adapters"]["alt"]["epocks"] = 3
     text = problems(changed)
-    assert "3 problem(s)" in text
+    assert "4 problem(s)" in text and "did you mean 'epochs'?" in text
     assert "alignments.videos: missing" in text and "alignments.frames" in text and "'many'" in text
 
 
@@ -110,6 +112,10 @@ def test_a_missing_file_names_the_command_that_writes_one(tmp_path: Path) -> Non
 
 def test_the_template_is_a_valid_config(tmp_path: Path) -> None:
     write_template(tmp_path / "alt.yaml")
+    with pytest.raises(PipelineError, match="labels.csv"):
+        load_config(tmp_path / "alt.yaml")  # names files that the user has to bring
+    for name in ("labels.csv", "videos.csv"):
+        (tmp_path / name).touch()
     config = load_config(tmp_path / "alt.yaml")
     assert (config.model, config.pretrained) == ("ViT-B-16", "openai")
     assert yaml.safe_load(TEMPLATE)["alignments"]["merge"] == 8
@@ -118,6 +124,30 @@ def test_the_template_is_a_valid_config(tmp_path: Path) -> None:
 
 
 def test_a_dumped_config_reads_back_the_same(tmp_path: Path) -> None:
-    config = check_config(raw(), tmp_path)
-    again = check_config(config.model_dump(mode="json", exclude_none=True), Path("/elsewhere"))
+    config = check_config(raw(), tmp_path, inputs=False)
+    again = check_config(config.model_dump(mode="json", exclude_none=True), Path("/elsewhere"), inputs=False)
     assert again == config
+
+
+def test_missing_inputs_are_found_before_anything_runs() -> None:
+    text = problems(raw() | {"corpus": {"captions": "c.txt", "taggers": "nltkk"}}, inputs=True)
+    assert "corpus.captions: there is no" in text and "labels.train.file: there is no" in text
+    assert "alignments.videos: there is no" in text and "did you mean 'nltk'?" in text
+
+
+def test_a_corpus_needs_something_to_mine() -> None:
+    assert "nothing to mine" in problems(raw() | {"corpus": {}}, inputs=True)
+
+
+@pytest.mark.parametrize("section", ["corpus", "labels", "alignments", "out", "model"])
+def test_a_missing_section_says_what_it_is_for(section: str) -> None:
+    changed = raw()
+    del changed[section]
+    assert f"{section}: missing; " in problems(changed)
+
+
+def test_the_report_needs_an_adapter_that_its_evaluation_scores() -> None:
+    changed = raw()
+    changed["adapters"]["other"] = {"labels": "train"}
+    changed["evaluations"][0]["adapters"] = ["other"]
+    assert "report.adapter (in its evaluation): there is no 'alt'" in problems(changed)

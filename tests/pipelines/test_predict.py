@@ -31,6 +31,18 @@ def test_every_file_gets_a_row(miniature: PipelineConfig, tmp_path: Path) -> Non
     assert any(row["error"] for row in rows)
 
 
+def test_predicting_again_into_the_same_folder_with_another_video(
+    miniature: PipelineConfig, tmp_path: Path
+) -> None:
+    root = miniature.alignments.videos.parent
+    files = [root / "videos" / f"{number}-3.mp4" for number in range(2)]
+    first = predict_videos(files[:1], root / "new.txt", miniature.out, tmp_path)
+    both = predict_videos(files, root / "new.txt", miniature.out, tmp_path)
+    assert [len(first), len(both)] == [1, 2]
+    assert both[0].labels == first[0].labels
+    assert both[0].probabilities == pytest.approx(first[0].probabilities, abs=1e-6)
+
+
 def test_the_command_says_done_with_failures(miniature: PipelineConfig) -> None:
     root = miniature.alignments.videos.parent
     broken = str(root / "videos" / "broken.mp4")

@@ -75,6 +75,28 @@ def test_a_lost_shard_is_filled_in_and_the_rest_stays(copy: PipelineConfig) -> N
     assert (folder / "shard-00001.parquet").read_bytes() == lost
 
 
+def test_another_video_is_aligned_and_a_forced_run_does_all(copy: PipelineConfig, tmp_path: Path) -> None:
+    """What changed is begun anew without asking: the pipeline owns its folder."""
+    root = copy.alignments.videos.parent
+    shutil.copytree(root / "videos", tmp_path / "videos")
+    text = (root / "manifest.csv").read_text()
+    (tmp_path / "manifest.csv").write_text(text)
+    moved = with_changes(copy, "alignments", videos=tmp_path / "manifest.csv")
+    run_pipeline(moved, lambda line: None)
+    shutil.copy(tmp_path / "videos" / "0-0.mp4", tmp_path / "videos" / "new.mp4")
+    (tmp_path / "manifest.csv").write_text(text + "videos/new.mp4,riding a bicycle,train\n")
+    found = states(moved)
+    assert found["corpus"] == "up to date" and found["alignments"] == found["train/alt"] == "done"
+    assert json.loads((copy.out / "alignments" / "manifest.json").read_text())["videos"] == 14
+    assert set(states(moved, force=True).values()) == {"done"}
+    assert set(states(moved).values()) == {"up to date"}
+
+
+def test_a_broken_manifest_means_work_and_no_traceback(copy: PipelineConfig) -> None:
+    (copy.out / "labels" / "train" / "manifest.json").write_text("{")
+    assert states(copy)["labels/train"] == "done"
+
+
 def test_a_dry_run_writes_nothing(miniature: PipelineConfig, tmp_path: Path) -> None:
     config = miniature.model_copy(update={"out": tmp_path / "new"})
     assert set(states(config, dry_run=True).values()) == {"would run"}

@@ -147,6 +147,16 @@ def test_videos_and_their_lists(tmp_path: Path) -> None:
         assert (tmp_path / row["path"]).stat().st_size > 1000
 
 
+def test_another_seed_never_passes_for_this_one(tmp_path: Path) -> None:
+    def first_video(seed: int, **options: bool) -> bytes:
+        videos.write_videos(tmp_path, seed, {"zeroshot": 1}, processes=2, **options)
+        return (tmp_path / list(csv.DictReader((tmp_path / "manifest.csv").open()))[0]["path"]).read_bytes()
+
+    zero = first_video(0)
+    assert first_video(1) != zero
+    assert first_video(0) == zero
+
+
 def test_a_video_file_shows_what_was_drawn(tmp_path: Path) -> None:
     import av
 
