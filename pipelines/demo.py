@@ -24,7 +24,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 SHOTS = 4
-BLEND = 0.5  # equal parts of the adapter and of zero-shot CLIP for classes never trained on; not tuned
+BLEND = 0.5  # equal parts of the adapter and of zero-shot CLIP for classes never trained on
 MERGE = 8  # as the tiny CLIP was trained: 64 patches become 32 regions
 COLUMNS = ("all data", f"{SHOTS}-shot", "zero-shot", "order")
 NOTE = (
