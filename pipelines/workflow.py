@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,39 +95,44 @@ def run_pipeline(
     skipped. ``dry_run`` only says what would run. ``tables`` makes the report's result tables in place of the plain
     one.
     """
+    layout, report = Layout(config.out), RunReport(config.out)
+    plan, ledger = steps(config, layout, force, tables), Ledger(config.out)
+    if dry_run:
+        _preview(plan, ledger, report, say, force)
+        return report
+    _write_config(config, layout)
+    for step in plan:
+        current = not force and _is_current(ledger, step)
+        said = "up to date" if current else _run_step(step, ledger, say)
+        report.steps[step.name] = "up to date" if current else "done"
+        say(f"{step.name}: {said}")
     from aligner.artifact import all_failures
 
-    layout, report = Layout(config.out), RunReport(config.out)
-    ledger = Ledger(config.out)
-    if not dry_run:
-        _write_config(config, layout)
-    stale = False
-    for step in steps(config, layout, force, tables):
-        if dry_run:
-            # A step after one that will run sees inputs that do not exist yet.
-            current = not (force or stale) and _is_current(ledger, step)
-            stale = stale or not current
-            report.steps[step.name] = "up to date" if current else "would run"
-            say(f"{step.name}: {report.steps[step.name]}")
-            continue
-        if not force and _is_current(ledger, step):
-            report.steps[step.name] = "up to date"
-            say(f"{step.name}: up to date")
-            continue
-        say(f"{step.name} ...")
-        # Inputs are looked at before the work: what changes meanwhile was not used, and must count as a change.
-        key = sha256_of(step.key())
-        said = step.work()
-        output = step.output()
-        if output is None:
-            raise RuntimeError(f"{step.name} ended without its result")
-        ledger.record(step.name, key, output)
-        report.steps[step.name] = "done"
-        say(f"{step.name}: {said}")
-    if not dry_run:
-        report.scores = read_scores(config, layout)
-        report.failed_videos = len(all_failures(layout.alignments))
+    report.scores = read_scores(config, layout)
+    report.failed_videos = len(all_failures(layout.alignments))
     return report
+
+
+def _preview(plan: Iterable[Step], ledger: Ledger, report: RunReport, say: Say, force: bool) -> None:
+    """Say what would run; whatever comes after such a step counts as stale, since its inputs are not there yet."""
+    stale = force
+    for step in plan:
+        stale = stale or not _is_current(ledger, step)
+        report.steps[step.name] = "would run" if stale else "up to date"
+        say(f"{step.name}: {report.steps[step.name]}")
+
+
+def _run_step(step: Step, ledger: Ledger, say: Say) -> str:
+    """Do the work and record it; returns what it said."""
+    say(f"{step.name} ...")
+    # Inputs are looked at before the work: what changes meanwhile was not used, and must count as a change.
+    key = sha256_of(step.key())
+    said = step.work()
+    output = step.output()
+    if output is None:
+        raise RuntimeError(f"{step.name} ended without its result")
+    ledger.record(step.name, key, output)
+    return said
 
 
 def _is_current(ledger: Ledger, step: Step) -> bool:
