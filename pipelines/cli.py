@@ -160,7 +160,10 @@ def predict_cli(
 
 @app.command("doctor")
 def doctor_cli(as_json: AsJson = False) -> None:
-    """Say what is installed, what works, what is missing and how to get it. Exit code 1 when something is missing."""
+    """Say what is installed, what works, what is missing and how to get it.
+
+    Exit code 1 when a package or the demo's model is missing; data that only some commands need is a note.
+    """
     from pipelines.doctor import examine
 
     findings = examine()

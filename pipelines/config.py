@@ -79,7 +79,9 @@ class EvaluationSection(Section):
 
     name: str = Field(description="Name of the result.")
     labels: str = Field(description="Name of the label set, a key of the labels section.")
-    split: str = Field("test", description="Split of the videos to score; all takes every video.")
+    split: str | None = Field(
+        None, description="Split of the videos to score; default: test, or all videos where none has a split."
+    )
     candidates: str = Field("all", description="all, seen or unseen labels.")
     reverse_time: bool = Field(False, description="Play the videos backwards.")
     blend: float = Field(
@@ -277,6 +279,8 @@ def _missing_inputs(config: PipelineConfig) -> list[str]:
     problems = [
         f"{where}: there is no {path}" for where, path in inputs if path is not None and not path.exists()
     ]
+    if config.alignments.videos.exists():
+        problems += _missing_splits(config)
     if config.corpus.labels is None and config.corpus.captions is None:
         problems.append("corpus: nothing to mine; give labels, captions or both")
     try:
@@ -286,3 +290,23 @@ def _missing_inputs(config: PipelineConfig) -> list[str]:
     except CorpusError as error:
         problems.append(f"corpus: {error}")
     return problems
+
+
+def _missing_splits(config: PipelineConfig) -> list[str]:
+    """Evaluations of a split that no video has: better known before the training than after it."""
+    from aligner.config import AlignerError
+    from aligner.plan import make_plan
+
+    section = config.alignments
+    try:
+        plan = make_plan(section.videos, section.videos_per_shard, section.videos_root)
+    except AlignerError as error:
+        return [f"alignments.videos: {error}"]
+    splits = {item.split for item in plan.items}
+    there = ", ".join(sorted(split for split in splits if split)) or "none"
+    return [
+        f"evaluations.{item.name}.split: no video has split '{item.split}' (there are: {there}); "
+        "leave split out, or give all for every video"
+        for item in config.evaluations
+        if item.split not in (None, "all", *splits)
+    ]

@@ -12,7 +12,12 @@ import yaml
 
 from pipelines.config import PipelineConfig, check_config
 from pipelines.errors import PipelineError
-from pipelines.workflow import CONFIG_FILE, Layout, Say
+from pipelines.workflow import CONFIG_FILE, Layout, Say, refuse_foreign
+
+OWN = frozenset(
+    "alignments labels videos.csv predictions.parquet predictions.json predictions.csv explanations.json "
+    "report.html".split()
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ def predict_videos(
     if out is None:
         with tempfile.TemporaryDirectory(prefix="alt-predict-") as folder:
             return _predict(files, labels, source, Path(folder), label_column, topk, say, report=False)
+    refuse_foreign(out, OWN)
     out.mkdir(parents=True, exist_ok=True)
     return _predict(files, labels, source, out.resolve(), label_column, topk, say, report=True)
 

@@ -99,8 +99,18 @@ def train(config: PipelineConfig, layout: Layout, name: str, section: AdapterSec
     report = train_adapter(
         layout.alignments, layout.labels(section.labels), layout.run(name), make_settings(options), force=True
     )
-    chosen = "" if report.best_val_top1 is None else f", validation {report.best_val_top1:.1%}"
-    return f"{report.parameters / 1e6:.2f} M parameters, best epoch {report.best_epoch}{chosen}, {report.seconds:.0f} s"
+    chosen = (
+        "no validation videos" if report.best_val_top1 is None else f"validation {report.best_val_top1:.1%}"
+    )
+    said = [
+        f"{report.parameters / 1e6:.2f} M parameters, best epoch {report.best_epoch}, {chosen}, {report.seconds:.0f} s"
+    ]
+    used = report.counts["train"]
+    if used["used"] < used["planned"]:
+        said.append(f"trained on {used['used']} of {used['planned']} videos")
+    if report.counts["unknown_labels"]:
+        said.append(f"labels that the set lacks: {', '.join(report.counts['unknown_labels'])}")
+    return "; ".join(said)
 
 
 def evaluate(config: PipelineConfig, layout: Layout, name: str, section: EvaluationSection) -> str:
@@ -118,7 +128,10 @@ def evaluate(config: PipelineConfig, layout: Layout, name: str, section: Evaluat
         section.blend,
         device=config.device,
     )
-    return f"top-1 {result['top1']:.1%} (n = {result['n']})"
+    said = f"top-1 {result['top1']:.1%} (n = {result['n']})"
+    if result["n_trained_on"]:
+        said += f"; warning: {result['n_trained_on']} of these videos trained the model or chose its epoch"
+    return said
 
 
 def report(config: PipelineConfig, layout: Layout, tables: list[Any]) -> str:

@@ -34,7 +34,7 @@ adapters:                  # one or more, trained on the same cache
   # baseline: {labels: train, model: adapt_then_align}
 
 evaluations:
-  - {name: test, labels: train, split: test}
+  - {name: test, labels: train}         # split test, or all videos where the manifest has no splits
   # - {name: zeroshot, labels: new, split: new}
 
 report: {adapter: alt, evaluation: test, videos: 24}

@@ -16,11 +16,13 @@ from pipelines.config import (
     LabelsSection,
     PipelineConfig,
 )
-from pipelines.ledger import Ledger, file_sha256, folder_listing, sha256_of
+from pipelines.errors import PipelineError
+from pipelines.ledger import LEDGER, Ledger, file_sha256, folder_listing, sha256_of
 
 Say = Callable[[str], None]
 Tables = Callable[[PipelineConfig, "Layout"], list[Any]]
 CONFIG_FILE = "pipeline.yaml"
+OWN = frozenset({"corpus", "labels", "alignments", "runs", "report.html", LEDGER, "videos", "nltk_data"})
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def run_pipeline(
     if dry_run:
         _preview(plan, ledger, report, say, force)
         return report
+    refuse_foreign(config.out, OWN)
     _write_config(config, layout)
     for step in plan:
         current = not force and _is_current(ledger, step)
@@ -111,6 +114,21 @@ def run_pipeline(
     report.scores = read_scores(config, layout)
     report.failed_videos = len(all_failures(layout.alignments))
     return report
+
+
+def refuse_foreign(folder: Path, own: frozenset[str]) -> None:
+    """Refuse to write into a folder that holds other things than a run's, unless an earlier run's config is in it.
+
+    Raises:
+        PipelineError: naming some of the other things.
+    """
+    if not folder.is_dir() or (folder / CONFIG_FILE).is_file():
+        return
+    others = sorted(path.name for path in folder.iterdir() if path.name not in own)
+    if others:
+        raise PipelineError(
+            f"{folder} holds other things ({', '.join(others[:3])}); give a new or empty folder, which is then ours"
+        )
 
 
 def _preview(plan: Iterable[Step], ledger: Ledger, report: RunReport, say: Say, force: bool) -> None:

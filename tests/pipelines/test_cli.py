@@ -36,6 +36,16 @@ def test_a_stage_s_error_is_a_message_too(miniature: PipelineConfig, tmp_path: P
     assert result.exit_code == 1 and "gone.txt" in result.stderr
 
 
+def test_a_split_that_no_video_has_is_known_before_any_training(miniature: PipelineConfig) -> None:
+    root = miniature.alignments.videos.parent
+    values = json.loads((root / "alt.yaml").read_text())
+    values["evaluations"][0]["split"] = "tset"
+    (root / "split.yaml").write_text(json.dumps(values))
+    result = RUNNER.invoke(app, ["run", str(root / "split.yaml"), "--dry-run"])
+    assert result.exit_code == 1
+    assert "evaluations.test.split: no video has split 'tset' (there are: test, train, val)" in result.stderr
+
+
 def test_doctor_knows_this_environment() -> None:
     result = RUNNER.invoke(app, ["doctor", "--json"])
     findings = {item["name"]: item for item in json.loads(result.stdout)}

@@ -114,8 +114,8 @@ def test_the_template_is_a_valid_config(tmp_path: Path) -> None:
     write_template(tmp_path / "alt.yaml")
     with pytest.raises(PipelineError, match="labels.csv"):
         load_config(tmp_path / "alt.yaml")  # names files that the user has to bring
-    for name in ("labels.csv", "videos.csv"):
-        (tmp_path / name).touch()
+    (tmp_path / "labels.csv").write_text("name\nrunning\n")
+    (tmp_path / "videos.csv").write_text("path,label\na.mp4,running\n")
     config = load_config(tmp_path / "alt.yaml")
     assert (config.model, config.pretrained) == ("ViT-B-16", "openai")
     assert yaml.safe_load(TEMPLATE)["alignments"]["merge"] == 8

@@ -43,6 +43,14 @@ def test_predicting_again_into_the_same_folder_with_another_video(
     assert both[0].probabilities == pytest.approx(first[0].probabilities, abs=1e-6)
 
 
+def test_predictions_go_into_no_folder_with_other_things(miniature: PipelineConfig, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    root = miniature.alignments.videos.parent
+    with pytest.raises(PipelineError, match="thesis.txt"):
+        predict_videos([root / "videos" / "0-3.mp4"], root / "new.txt", miniature.out, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
 def test_the_command_says_done_with_failures(miniature: PipelineConfig) -> None:
     root = miniature.alignments.videos.parent
     broken = str(root / "videos" / "broken.mp4")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.config import PipelineConfig
+from pipelines.errors import PipelineError
 from pipelines.workflow import Layout, run_pipeline
 
 
@@ -95,6 +96,13 @@ def test_another_video_is_aligned_and_a_forced_run_does_all(copy: PipelineConfig
 def test_a_broken_manifest_means_work_and_no_traceback(copy: PipelineConfig) -> None:
     (copy.out / "labels" / "train" / "manifest.json").write_text("{")
     assert states(copy)["labels/train"] == "done"
+
+
+def test_a_folder_with_other_things_is_left_alone(miniature: PipelineConfig, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(PipelineError, match="thesis.txt"):
+        states(miniature.model_copy(update={"out": tmp_path}))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_a_dry_run_writes_nothing(miniature: PipelineConfig, tmp_path: Path) -> None:
