@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -219,7 +220,10 @@ def test_the_readme_s_example_runs(tiny_clip, tmp_path):
     readme = Path(build.__file__).with_name("README.md").read_text()
     snippets = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     assert len(snippets) == 1
-    done = subprocess.run([sys.executable, "-c", snippets[0]], cwd=tmp_path, capture_output=True, text=True)
+    found = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", snippets[0]], cwd=tmp_path, env=found, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first.startswith("[('bicycle', ['biking'], 1.0)") and second.startswith(
