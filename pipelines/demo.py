@@ -1,6 +1,7 @@
 """``alt demo``: the whole toolkit on the drawn world, against its baselines, ending in something to look at."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,10 @@ def run_demo(out: Path, size: str, seed: int, say: Say, force: bool = False) -> 
     out = out.resolve()
     draw(out, size, seed, say, force)
     config = demo_config(out, size, seed)
-    report = run_pipeline(config, say, force, tables=comparison_tables)
-    return DemoResult(out, comparison(config, Layout(out)), report)
+    # Scored once, for the report and for the terminal, and only when all models are trained.
+    rows = cache(lambda: comparison(config, Layout(out)))
+    report = run_pipeline(config, say, force, tables=lambda *_: [results_table(rows())])
+    return DemoResult(out, rows(), report)
 
 
 def draw(out: Path, size: str, seed: int, say: Say, force: bool = False) -> None:
@@ -151,14 +154,12 @@ def comparison(config: PipelineConfig, layout: Layout) -> list[list[str | float 
     return rows
 
 
-def comparison_tables(config: PipelineConfig, layout: Layout) -> list[Any]:
-    """The same as the report's table."""
+def results_table(rows: list[list[str | float | None]]) -> Any:
+    """The rows as the report's table."""
     from pipelines.report import Table
 
-    rows = [
-        [row[0], *(round(float(value or 0), 1) for value in row[1:])] for row in comparison(config, layout)
-    ]
-    return [Table("Results", ["model", *COLUMNS], rows, f"Top-1 accuracy in %. {NOTE}")]
+    rounded = [[title, *(round(float(value or 0), 1) for value in values)] for title, *values in rows]
+    return Table("Results", ["model", *COLUMNS], rounded, f"Top-1 accuracy in %. {NOTE}")
 
 
 def order_accuracy(layout: Layout, adapter: str, split: str = "test") -> float:

@@ -1,11 +1,10 @@
 """The error class of the pipelines, and the stages' errors seen from here."""
 
-import difflib
-from collections.abc import Iterable
-
 from adapter.config import AdapterError
 from aligner.config import AlignerError
-from corpus_builder.config import CorpusError
+from corpus_builder.config import CorpusError, did_you_mean
+
+__all__ = ["USER_ERRORS", "PipelineError", "did_you_mean"]
 
 
 class PipelineError(ValueError):
@@ -13,9 +12,3 @@ class PipelineError(ValueError):
 
 
 USER_ERRORS = (PipelineError, CorpusError, AlignerError, AdapterError)
-
-
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` for the closest choice, or an empty string."""
-    close = difflib.get_close_matches(word, list(choices), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -33,6 +33,14 @@ def folder_listing(folder: Path) -> str:
     return sha256_of(rows)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; processes that write the same one do not disturb each other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
 class Ledger:
     """One JSON file: stage name -> key of the last successful run and the fingerprint of what it made."""
 
@@ -53,7 +61,4 @@ class Ledger:
     def record(self, stage: str, key: str, output: str) -> None:
         """Remember a finished stage; written atomically."""
         self._entries[stage] = {"key": key, "output": output}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_text(json.dumps(self._entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(partial, self._path)
+        write_text(self._path, json.dumps(self._entries, indent=2, sort_keys=True) + "\n")

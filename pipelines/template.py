@@ -1,9 +1,9 @@
 """The commented config that ``alt init`` writes."""
 
-import os
 from pathlib import Path
 
 from pipelines.errors import PipelineError
+from pipelines.ledger import write_text
 
 TEMPLATE = """\
 # alt run THIS_FILE: every relative path is read from this file's folder.
@@ -49,7 +49,4 @@ def write_template(path: Path, force: bool = False) -> None:
     """
     if path.exists() and not force:
         raise PipelineError(f"{path} is there already; give another name, or --force to overwrite it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(TEMPLATE, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, TEMPLATE)

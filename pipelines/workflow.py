@@ -1,7 +1,6 @@
 """``alt run``: the stages in order, each skipped when nothing it depends on has changed."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from pipelines.config import (
     PipelineConfig,
 )
 from pipelines.errors import PipelineError
-from pipelines.ledger import LEDGER, Ledger, file_sha256, folder_listing, sha256_of
+from pipelines.ledger import LEDGER, Ledger, file_sha256, folder_listing, sha256_of, write_text
 
 Say = Callable[[str], None]
 Tables = Callable[[PipelineConfig, "Layout"], list[Any]]
@@ -228,11 +227,10 @@ def _alignments_step(config: PipelineConfig, layout: Layout, force: bool) -> Ste
     def key() -> Any:
         from aligner import __version__
 
-        videos = _videos_key(section)
         return [
             __version__,
             section.model_dump(mode="json", exclude={"decode_workers"}),
-            videos,
+            _videos_key(section),
             _fingerprint(layout.corpus),
             _model_key(config),
         ]
@@ -352,8 +350,5 @@ def read_scores(config: PipelineConfig, layout: Layout) -> dict[str, dict[str, d
 
 
 def _write_config(config: PipelineConfig, layout: Layout) -> None:
-    layout.root.mkdir(parents=True, exist_ok=True)
-    partial = layout.config.with_suffix(f".{os.getpid()}.tmp")
     values = config.model_dump(mode="json", exclude_none=True)
-    partial.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    os.replace(partial, layout.config)
+    write_text(layout.config, yaml.safe_dump(values, sort_keys=False))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -18,13 +17,6 @@ class Place:
     size: float
     angle: float = 0.0
     behind: bool = False
-
-
-class Joints(Protocol):
-    """Turns a pose into joints: the renderer's ``skeleton`` with person and ground already chosen."""
-
-    def __call__(self, pose: Pose) -> Skeleton:
-        """The joints of a pose."""
 
 
 @dataclass(frozen=True)
