@@ -16,7 +16,7 @@ from corpus_builder import artifact
 from corpus_builder.config import BODY_PARTS, SOURCES, CorpusConfig, CorpusError, check_templates
 from corpus_builder.describe import describe
 from corpus_builder.disambiguate import Choice, disambiguate
-from corpus_builder.mine import Candidate, Limits, mine
+from corpus_builder.mine import Candidate, Limits, mine, reasons
 from corpus_builder.sources import (
     LabelFile,
     Mention,
@@ -110,7 +110,7 @@ class MineReport:
     @property
     def counts(self) -> dict[str, Any]:
         """Totals: mentions, candidates, kept, dropped by reason, labels without any entity."""
-        dropped = Counter(item.candidate.reason for item in self.found if not item.candidate.kept)
+        dropped = reasons(item.candidate for item in self.found)
         return {
             "mentions": self.mentions,
             "candidates": len(self.found),
