@@ -19,7 +19,7 @@ SHAPE = {
     "model": {"name": str, "pretrained": (str, type(None)), "weights_sha256": str, "embed_dim": int},
 }
 CONTRACT = Contract(
-    "corpus", (1,), SHAPE, "a corpus", f"produced by `{BUILD.format(model='NAME')}`", "--corpus"
+    "corpus", (1, 2), SHAPE, "a corpus", f"produced by `{BUILD.format(model='NAME')}`", "--corpus"
 )
 
 

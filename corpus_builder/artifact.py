@@ -1,7 +1,8 @@
 """The contracts of this stage, **Corpus** and **Labels**: files, columns, manifests, writers, openers.
 
 Corpus, ``DIR/``: ``entities.parquet`` (row number = entity id), ``entities.faiss`` (inner product over the
-same rows), ``candidates.parquet`` (every phrase found, kept or dropped), ``manifest.json``. Labels, ``DIR/``:
+same rows), ``senses.parquet`` (every sense that was weighed for an entity), ``merged.parquet`` (what was merged
+into another entity), ``candidates.parquet`` (every phrase found, kept or dropped), ``manifest.json``. Labels, ``DIR/``:
 ``labels.parquet`` (row number = class id) and ``manifest.json``. The manifest is written last: a folder
 without one is not an artifact. A corpus whose model lay in a local folder or file may hold
 ``model_location.json`` too: a hint for this machine, in neither the manifest nor the fingerprint.
@@ -22,16 +23,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from corpus_builder import __version__
-from corpus_builder.config import CorpusError
+from corpus_builder.config import EXAMPLES, KINDS, SOURCES, CorpusError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSIONS = {"corpus": 2, "labels": 1}
 MANIFEST = "manifest.json"
 ENTITIES = "entities.parquet"
 INDEX = "entities.faiss"
+SENSES = "senses.parquet"
+MERGED = "merged.parquet"
 CANDIDATES = "candidates.parquet"
 LABELS = "labels.parquet"
 MODEL_LOCATION = "model_location.json"
-FILES = {"corpus": (ENTITIES, INDEX, CANDIDATES), "labels": (LABELS,)}
+FILES = {"corpus": (ENTITIES, INDEX, SENSES, MERGED, CANDIDATES), "labels": (LABELS,)}
 MAKERS = {
     "corpus": "corpus-builder build --labels FILE --model MODEL --pretrained TAG --out DIR",
     "labels": "corpus-builder labels --labels FILE --model MODEL --pretrained TAG --out DIR",
@@ -57,21 +60,28 @@ def _field(name: str, kind: pa.DataType, unit: str, *, null: bool = False) -> pa
     return pa.field(name, kind, nullable=null, metadata={"unit": unit})
 
 
+def _strings(name: str, unit: str) -> pa.Field:
+    return _field(name, pa.list_(pa.field("item", pa.string(), nullable=False)), unit)
+
+
 def entities_schema(dim: int) -> pa.Schema:
     """Columns of ``entities.parquet`` for embeddings of ``dim`` numbers, each with its unit."""
     return pa.schema(
         [
             _field("entity_id", pa.int32(), "row number"),
+            _field("key", pa.string(), "WordNet synset name where there is one, else the name; unique"),
             _field("name", pa.string(), "the unit, lower case"),
-            _field("source", pa.string(), "label, caption, expansion or body_part"),
+            _strings("aliases", "other names found for it, sorted"),
+            _field("kind", pa.string(), ", ".join(KINDS)),
+            _field("source", pa.string(), "the first of sources"),
+            _strings("sources", f"among {', '.join(SOURCES)}, in this order"),
             _field("sense", pa.string(), "WordNet synset name", null=True),
             _field("gloss", pa.string(), "definition of the sense", null=True),
             _field("lexname", pa.string(), "WordNet lexicographer file", null=True),
             _field("text", pa.string(), "the exact text embedded"),
-            _field("count", pa.int32(), "mentions"),
-            _field(
-                "labels", pa.list_(pa.field("item", pa.string(), nullable=False)), "labels as given, sorted"
-            ),
+            _field("count", pa.int64(), "mentions"),
+            _strings("labels", "labels as given, sorted"),
+            _strings("contexts", f"the first texts that hold it, at most {EXAMPLES}"),
             _field("embedding", pa.list_(pa.field("item", pa.float32(), nullable=False), dim), UNIT),
         ]
     )
@@ -102,7 +112,31 @@ CANDIDATES_SCHEMA = pa.schema(
         _field(
             "margin", pa.float32(), "lead of the sense over the runner-up, in points of the score", null=True
         ),
-        _field("count", pa.int32(), "mentions"),
+        _field("count", pa.int64(), "mentions"),
+        _strings("contexts", f"the first texts that hold it, at most {EXAMPLES}"),
+    ]
+)
+
+SENSES_SCHEMA = pa.schema(
+    [
+        _field("entity_id", pa.int32(), "the entity that the sense was weighed for"),
+        _field("sense", pa.string(), "WordNet synset name"),
+        _field("gloss", pa.string(), "definition of the sense"),
+        _field(
+            "score", pa.float32(), "points of the strategy at the surest mention; higher is better", null=True
+        ),
+        _field("chosen", pa.bool_(), "whether it is the entity's sense"),
+    ]
+)
+
+MERGED_SCHEMA = pa.schema(
+    [
+        _field("entity_id", pa.int32(), "the survivor"),
+        _field("key", pa.string(), "key of what was merged into it"),
+        _field("name", pa.string(), "its name"),
+        _field("reason", pa.string(), "variant (case, number, spelling) or near-duplicate (embedding)"),
+        _field("cosine", pa.float32(), "of the two embeddings; null for a variant", null=True),
+        _field("count", pa.int64(), "mentions it brought"),
     ]
 )
 
@@ -113,7 +147,7 @@ MINED_SCHEMA = pa.schema(
         _field("sense", pa.string(), "WordNet synset name", null=True),
         _field("source", pa.string(), "label, caption, expansion or body_part"),
         _field("gloss", pa.string(), "definition of the sense", null=True),
-        _field("count", pa.int32(), "mentions"),
+        _field("count", pa.int64(), "mentions"),
     ]
 )
 
@@ -159,7 +193,7 @@ def write_corpus(
     folder: Path,
     entities: pa.Table,
     index: bytes,
-    candidates: pa.Table,
+    told: Mapping[str, pa.Table],
     facts: Mapping[str, Any],
     *,
     location: Mapping[str, str] | None = None,
@@ -171,14 +205,15 @@ def write_corpus(
         folder: created if missing; an older corpus there is replaced.
         entities: as :func:`entities_schema`.
         index: the serialised FAISS index over the same rows.
-        candidates: as ``CANDIDATES_SCHEMA``.
+        told: ``SENSES``, ``MERGED`` and ``CANDIDATES``, each by its file name and with its schema here.
         facts: the manifest's ``config``, ``inputs``, ``model`` and ``counts``.
         location: where the model lies on this machine, as :func:`read_model_location` gives it back.
         force: write even if the folder holds other things.
     """
     dim = entities.schema.field("embedding").type.list_size
-    files = {ENTITIES: _parquet(entities), INDEX: index, CANDIDATES: _parquet(candidates)}
-    rows = {ENTITIES: len(entities), INDEX: len(entities), CANDIDATES: len(candidates)}
+    tables = {ENTITIES: entities, **told}
+    files = {name: _parquet(tables[name]) if name in tables else index for name in FILES["corpus"]}
+    rows = {name: len(tables.get(name, entities)) for name in FILES["corpus"]}
     extra = {**facts, "entities": len(entities), "dim": dim}
     return _publish(folder, "corpus", files, rows, extra, force, location)
 
@@ -266,9 +301,10 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
         raise CorpusError(
             f"needs {wanted}, found artifact '{manifest['artifact']}' in '{folder}'; produced by `{maker}`"
         )
-    if manifest["schema_version"] != SCHEMA_VERSION:
+    version = SCHEMA_VERSIONS[manifest["artifact"]]
+    if manifest["schema_version"] != version:
         raise CorpusError(
-            f"needs {wanted} of schema version {SCHEMA_VERSION}, found version {manifest['schema_version']}"
+            f"needs {wanted} of schema version {version}, found version {manifest['schema_version']}"
             f" (by {manifest['package']}); use that release, or make it again with `{maker}`"
         )
     if manifest["fingerprint"] != _fingerprint_if_whole(manifest):
@@ -330,7 +366,7 @@ def _open(folder: Path, manifest: dict[str, Any], kind: str) -> Artifact:
     schema = entities_schema if kind == "corpus" else labels_schema
     if not table.schema.equals(schema(manifest["dim"])):
         raise CorpusError(
-            f"{path} has other columns than schema version {SCHEMA_VERSION}; run `{MAKERS[kind]}` again"
+            f"{path} has other columns than schema version {SCHEMA_VERSIONS[kind]}; run `{MAKERS[kind]}` again"
         )
     return Artifact(folder, manifest, table)
 
@@ -351,7 +387,7 @@ def _publish(
         _replace(folder / name, data)
     manifest: dict[str, Any] = {
         "artifact": kind,
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSIONS[kind],
         "package": f"corpus_builder {__version__}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "files": {

@@ -1,21 +1,16 @@
-"""Compose the steps: mentions -> candidates -> senses -> entities -> text -> vectors -> artifact.
-
-Order of a corpus, which makes entity ids repeatable: by source (label, caption, expansion, body part), then
-name, then sense. An entity's key is its sense where it has one, else its name; mentions of one key are
-merged, their counts added and their labels united.
-"""
+"""Compose the steps: mentions -> candidates -> senses -> entities -> text -> vectors -> artifact."""
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from corpus_builder import artifact
 from corpus_builder.config import BODY_PARTS, SOURCES, CorpusConfig, CorpusError, check_templates
-from corpus_builder.describe import describe
 from corpus_builder.disambiguate import Choice, disambiguate
+from corpus_builder.entities import Found, Gathered, gather, merge_pairs
 from corpus_builder.mine import Candidate, Limits, mine, reasons
 from corpus_builder.sources import (
     LabelFile,
@@ -25,8 +20,9 @@ from corpus_builder.sources import (
     read_expansions,
     read_labels,
 )
+from corpus_builder.tables import candidate_table, entity_table, merge_table, sense_table, with_embeddings
 from corpus_builder.taggers import Tagger, load_taggers, tokenise
-from corpus_builder.wordnet import Lexicon, Sense, open_lexicon
+from corpus_builder.wordnet import Lexicon, open_lexicon
 
 CAPTION_CONTEXTS = 8
 """Captions that vote on the sense of an entity found in captions; later ones follow."""
@@ -51,45 +47,6 @@ class Inputs:
             raise CorpusError("nothing to mine: give --labels FILE, --captions FILE or both")
         if self.expansions and self.labels is None:
             raise CorpusError("--expansions needs --labels: its keys are labels or class ids")
-
-
-@dataclass(frozen=True)
-class Found:
-    """One phrase of one mention, or of all captions that hold it: kept with its sense, or dropped."""
-
-    label: str | None
-    candidate: Candidate
-    source: str
-    choice: Choice
-    count: int = 1
-
-    @property
-    def name(self) -> str:
-        """The unit: the sense's own form for nouns (tooth for teeth), else the words as found."""
-        named = self.candidate.role in ("activity", "compound", "name", "body_part")
-        sense = self.choice.sense
-        return self.candidate.entity if named or sense is None else sense.form
-
-    @property
-    def key(self) -> str:
-        """What makes two finds one entity."""
-        return self.choice.sense.name if self.choice.sense else self.name
-
-
-@dataclass
-class Entity:
-    """One entry of the corpus, gathered from all finds of its key."""
-
-    name: str
-    source: str
-    sense: Sense | None
-    count: int = 0
-    labels: set[str] = field(default_factory=set)
-
-    @property
-    def text(self) -> str:
-        """What is embedded."""
-        return describe(self.name, self.sense.gloss if self.sense else None)
 
 
 @dataclass(frozen=True)
@@ -167,19 +124,6 @@ def mined_rows(report: MineReport) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def gather(found: Iterable[Found]) -> list[Entity]:
-    """Merge the kept finds into entities, in corpus order (see the module); pure.
-
-    A merged entity bears the name found most often (ties: the alphabetically first) and the earliest source.
-    """
-    groups: dict[str, list[Found]] = {}
-    for item in found:
-        if item.candidate.kept:
-            groups.setdefault(item.key, []).append(item)
-    entities = [_entity(group) for group in groups.values()]
-    return sorted(entities, key=lambda e: (SOURCES.index(e.source), e.name, e.sense.name if e.sense else ""))
-
-
 def build_corpus(
     inputs: Inputs,
     config: CorpusConfig,
@@ -200,30 +144,36 @@ def build_corpus(
     choose_device(device)
     clock = _Clock()
     report = mine_corpus(inputs, config, say)
-    entities = gather(report.found)
-    if not entities:
+    gathered = gather(report.found)
+    if not gathered.entities:
         raise CorpusError(
             f"no entity was found in {report.mentions} mentions; try --taggers both or --body-parts"
         )
     clock.lap("mine")
-    say(f"{len(entities)} entities from {report.mentions} mentions; loading {model}")
+    say(f"{len(gathered.entities)} entities from {report.mentions} mentions; loading {model}")
     encoder = load_text_encoder(model, pretrained, device)
     clock.lap("load model")
     say("embedding")
-    texts = [entity.text for entity in entities]
-    vectors = encoder.encode(texts)
+    texts = [entity.text for entity in gathered.entities]
+    truncated = encoder.truncated(texts)
+    gathered, vectors = _unite_near(gathered, encoder.encode(texts), config.merge_above)
     clock.lap("embed")
-    counts = report.counts | _entity_counts(entities) | {"texts_truncated": encoder.truncated(texts)}
+    counts = report.counts | _entity_counts(gathered) | {"texts_truncated": truncated}
     facts = {
         "config": asdict(config) | {"spacy_model": report.spacy_model},
         "inputs": report.inputs,
         "model": encoder.info,
         "counts": counts,
     }
-    table = _entity_table(entities, vectors)
+    table = entity_table(gathered.entities, vectors, open_lexicon(inputs.nltk_data).kind)
     index = index_bytes(build_index(vectors))
-    candidates, location = _candidate_table(report.found), model_location(model, pretrained)
-    manifest = artifact.write_corpus(out, table, index, candidates, facts, location=location, force=force)
+    told = {
+        artifact.SENSES: sense_table(gathered.entities),
+        artifact.MERGED: merge_table(gathered),
+        artifact.CANDIDATES: candidate_table(report.found),
+    }
+    location = model_location(model, pretrained)
+    manifest = artifact.write_corpus(out, table, index, told, facts, location=location, force=force)
     clock.lap("write")
     return BuildReport(manifest, clock.seconds)
 
@@ -259,7 +209,7 @@ def build_labels(
     clock.lap("embed")
     schema = artifact.labels_schema(vectors.shape[1])
     rows = [{"class_id": row, "label": label.label, "name": label.name} for row, label in enumerate(labels)]
-    table = _with_embeddings(rows, vectors, schema)
+    table = with_embeddings(rows, vectors, schema)
     prompts = [template.replace("{}", name) for name in names for template in chosen]
     facts = {
         "config": {"templates": list(chosen), "label_column": label_column},
@@ -387,7 +337,7 @@ def _from_labels(
         context = _context(lexicon, mention)
         for candidate in candidates:
             choice = _choose(candidate, lexicon, context, config) if candidate.kept else Choice(None, 0.0)
-            yield Found(mention.label, candidate, mention.source, choice)
+            yield Found(mention.label, candidate, mention.source, choice, contexts=(mention.text,))
 
 
 def _context(lexicon: Lexicon, mention: Mention) -> frozenset[str]:
@@ -466,70 +416,28 @@ def _body_parts(lexicon: Lexicon) -> list[Found]:
     return found
 
 
-def _entity(group: Sequence[Found]) -> Entity:
-    names: Counter[str] = Counter()
-    for item in group:
-        names[item.name] += item.count
-    name = min(names, key=lambda name: (-names[name], name))
-    source = min((item.source for item in group), key=SOURCES.index)
-    entity = Entity(name, source, group[0].choice.sense)
-    # a body part is listed, not mentioned
-    entity.count = sum(item.count for item in group if item.source != "body_part")
-    entity.labels = {item.label for item in group if item.label is not None}
-    return entity
+def _unite_near(gathered: Gathered, vectors: Any, above: float | None) -> tuple[Gathered, Any]:
+    """Unite entities whose embeddings have a cosine of at least ``above``; None unites nothing."""
+    from corpus_builder.dedup import near_duplicates
+
+    if above is None:
+        return gathered, vectors
+    pairs = near_duplicates(vectors, above)
+    united = merge_pairs(gathered.entities, pairs, "near-duplicate")
+    row = {entity.key: number for number, entity in enumerate(gathered.entities)}
+    kept = [row[entity.key] for entity in united.entities]
+    return Gathered(united.entities, (*gathered.merges, *united.merges)), vectors[kept]
 
 
-def _entity_counts(entities: Sequence[Entity]) -> dict[str, Any]:
-    sources = Counter(entity.source for entity in entities)
+def _entity_counts(gathered: Gathered) -> dict[str, Any]:
+    sources = Counter(entity.source for entity in gathered.entities)
+    merges = Counter(merge.reason for merge in gathered.merges)
     return {
-        "entities": len(entities),
+        "entities": len(gathered.entities),
         "entities_by_source": {source: sources[source] for source in SOURCES if sources[source]},
-        "entities_with_sense": sum(entity.sense is not None for entity in entities),
+        "entities_with_sense": sum(entity.sense is not None for entity in gathered.entities),
+        "entities_merged": dict(sorted(merges.items())),
     }
-
-
-def _entity_table(entities: Sequence[Entity], vectors: Any) -> Any:
-    rows = [
-        {
-            "entity_id": row,
-            "name": entity.name,
-            "source": entity.source,
-            "sense": entity.sense.name if entity.sense else None,
-            "gloss": entity.sense.gloss if entity.sense else None,
-            "lexname": entity.sense.lexname if entity.sense else None,
-            "text": entity.text,
-            "count": entity.count,
-            "labels": sorted(entity.labels),
-        }
-        for row, entity in enumerate(entities)
-    ]
-    return _with_embeddings(rows, vectors, artifact.entities_schema(vectors.shape[1]))
-
-
-def _with_embeddings(rows: Sequence[dict[str, Any]], vectors: Any, schema: Any) -> Any:
-    import pyarrow as pa
-
-    plain = artifact.table_of(rows, pa.schema(list(schema)[:-1]))
-    return pa.Table.from_arrays([*plain.columns, artifact.embedding_array(vectors)], schema=schema)
-
-
-def _candidate_table(found: Iterable[Found]) -> Any:
-    rows = [
-        {
-            "label": item.label,
-            "phrase": item.candidate.phrase,
-            "entity": item.name,
-            "sense": item.choice.sense.name if item.choice.sense else None,
-            "source": item.source,
-            "role": item.candidate.role,
-            "taggers": "+".join(sorted(item.candidate.taggers)),
-            "reason": item.candidate.reason,
-            "margin": item.choice.margin if item.choice.sense else None,
-            "count": item.count,
-        }
-        for item in found
-    ]
-    return artifact.table_of(rows, artifact.CANDIDATES_SCHEMA)
 
 
 def _input_facts(inputs: Inputs, lexicon: Lexicon) -> dict[str, Any]:

@@ -7,6 +7,25 @@ from dataclasses import dataclass
 TAGGER_CHOICES = ("both", "spacy", "nltk", "wordnet")
 STRATEGIES = ("extended", "lesk", "first")
 SOURCES = ("label", "caption", "expansion", "body_part")
+KINDS = (
+    "object",
+    "animal",
+    "person",
+    "body part",
+    "food",
+    "plant",
+    "scene",
+    "substance",
+    "activity",
+    "group",
+    "other",
+    "phrase",
+)
+"""What an entity is, by its sense; a ``phrase`` has none."""
+
+EXAMPLES = 3
+"""Texts that are kept as examples of where a phrase was found."""
+
 DEFAULT_SPACY_MODEL = "en_core_web_sm"
 
 _STEMS = ("a photo", "a video", "an example", "a demonstration")
@@ -84,6 +103,9 @@ class CorpusConfig:
     """Longest entity, in words."""
     min_letters: int = 2
     """Shortest entity, in characters."""
+    merge_above: float | None = None
+    """Cosine of two embeddings from which they are one entity; None (the default) merges none, since the
+    right threshold depends on the model."""
 
     def __post_init__(self) -> None:
         """Check every option; raises :class:`CorpusError`."""
@@ -92,6 +114,8 @@ class CorpusConfig:
         for option, value in (("--min-count", self.min_count), ("--max-words", self.max_words)):
             if value < 1:
                 raise CorpusError(f"{option} is {value}, expected at least 1")
+        if self.merge_above is not None and not 0 < self.merge_above <= 1:
+            raise CorpusError(f"--merge-above is {self.merge_above}, expected a cosine above 0, at most 1")
         if not self.spacy_model:
             raise CorpusError("--spacy-model is empty, expected an installed pipeline's name or a path")
 

@@ -86,11 +86,15 @@ ACTION_CUES: dict[str, Cue] = {
 
 @dataclass(frozen=True)
 class Choice:
-    """The sense chosen, its lead over the runner-up (0 for a tie or no other), and all scores."""
+    """The sense chosen, its lead over the runner-up (0 for a tie or no other), and all that were weighed.
+
+    ``scores`` go with ``senses``; a strategy that gives no points leaves them out.
+    """
 
     sense: Sense | None
     margin: float
     scores: tuple[float, ...] = ()
+    senses: tuple[Sense, ...] = ()
 
 
 def words_of(texts: Iterable[str]) -> frozenset[str]:
@@ -133,16 +137,16 @@ def disambiguate(
     if not senses:
         return Choice(None, 0.0)
     if strategy == "lesk":
-        return Choice(_nltk_lesk(phrase, senses, context), 0.0)
+        return Choice(_nltk_lesk(phrase, senses, context), 0.0, senses=tuple(senses))
     if strategy == "first":
-        return Choice(senses[0], 0.0)
+        return Choice(senses[0], 0.0, senses=tuple(senses))
     context = frozenset(context)
     own = words_of([phrase, *(sense.form for sense in senses)])
     cues = [ACTION_CUES[word] for word in sorted(context) if word in ACTION_CUES and _stem(word) not in own]
     scores = _scores(senses, words_of(context), own, cues, act)
     best = max(range(len(senses)), key=lambda i: (scores[i], -i))
     others = [score for i, score in enumerate(scores) if i != best]
-    return Choice(senses[best], scores[best] - max(others) if others else 0.0, tuple(scores))
+    return Choice(senses[best], scores[best] - max(others) if others else 0.0, tuple(scores), tuple(senses))
 
 
 def _scores(

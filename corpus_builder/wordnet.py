@@ -42,6 +42,38 @@ ABSTRACT_FILES = (
 )
 """Lexicographer files of what no camera sees."""
 
+_KINDS = {
+    "noun.act": "activity",
+    "noun.animal": "animal",
+    "noun.artifact": "object",
+    "noun.body": "body part",
+    "noun.event": "activity",
+    "noun.food": "food",
+    "noun.group": "group",
+    "noun.location": "scene",
+    "noun.object": "object",
+    "noun.person": "person",
+    "noun.plant": "plant",
+    "noun.substance": "substance",
+    "noun.Tops": "object",
+}
+SCENES = frozenset(
+    f"{word}.n.{number:02}"
+    for word, number in (
+        ("location", 1),
+        ("building", 1),
+        ("room", 1),
+        ("way", 6),
+        ("facility", 1),
+        ("land", 4),
+        ("geological_formation", 1),
+        ("body_of_water", 1),
+        ("area", 5),
+        ("vegetation", 1),
+    )
+)
+"""Synsets whose kinds are places to be in, whatever lexicographer file they are in."""
+
 # Plurals that WordNet lists as nouns of their own (dental "teeth"); any other exception is left to morphy.
 _OWN_PLURALS = frozenset("teeth feet men women children mice geese".split())
 
@@ -160,6 +192,11 @@ class Lexicon:
         except Exception:  # nltk raises WordNetError, KeyError or ValueError, depending on what is wrong
             return None
         return self._describe(synset, name.split(".")[0].replace("_", " "), 0)
+
+    def kind(self, sense: Sense) -> str:
+        """What a sense is, one of ``config.KINDS``: a place is a scene, the rest goes by lexicographer file."""
+        found = _KINDS.get(sense.lexname, "other")
+        return "scene" if found in ("object", "group") and self.within(sense.name) & SCENES else found
 
     def verb_lemma(self, word: str) -> str | None:
         """Base form of a verb (``riding`` -> ``ride``), or None if WordNet knows no such verb."""

@@ -21,12 +21,18 @@ FACTS = {
     "counts": {"entities": 3},
 }
 VECTORS = np.eye(4, dtype=np.float32)[:3]
+NOTHING_TOLD = {
+    artifact.SENSES: artifact.table_of([], artifact.SENSES_SCHEMA),
+    artifact.MERGED: artifact.table_of([], artifact.MERGED_SCHEMA),
+    artifact.CANDIDATES: artifact.table_of([], artifact.CANDIDATES_SCHEMA),
+}
 
 
 def entities():
     rows = [
-        {"entity_id": i, "name": name, "source": "label", "sense": sense, "gloss": None, "lexname": None}
-        | {"text": name, "count": 1, "labels": ["x"]}
+        {"entity_id": i, "key": sense or name, "name": name, "aliases": [], "kind": "object"}
+        | {"source": "label", "sources": ["label"], "sense": sense, "gloss": None, "lexname": None}
+        | {"text": name, "count": 1, "labels": ["x"], "contexts": []}
         | {"embedding": VECTORS[i].tolist()}
         for i, (name, sense) in enumerate([("bat", "bat.n.05"), ("eye makeup", None), ("hand", "hand.n.01")])
     ]
@@ -34,9 +40,8 @@ def entities():
 
 
 def write(folder, **kwargs):
-    candidates = artifact.table_of([], artifact.CANDIDATES_SCHEMA)
     return artifact.write_corpus(
-        folder, entities(), index_bytes(build_index(VECTORS)), candidates, FACTS, **kwargs
+        folder, entities(), index_bytes(build_index(VECTORS)), NOTHING_TOLD, FACTS, **kwargs
     )
 
 
@@ -110,7 +115,7 @@ def test_an_interrupted_write_is_no_artifact(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 99}, "schema version 1, found version 99"),
+        ({"schema_version": 99}, "schema version 2, found version 99"),
         ({"artifact": "alignments"}, "needs a corpus folder, found artifact 'alignments'"),
         ({"artifact": "labels"}, "needs a corpus folder, found artifact 'labels'"),
         ({"config": {"taggers": "nltk"}}, "changed after it was written"),

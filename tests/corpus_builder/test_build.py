@@ -15,41 +15,16 @@ from corpus_builder import artifact, build
 from corpus_builder.config import BODY_PARTS, CorpusConfig, CorpusError
 from corpus_builder.disambiguate import Choice
 from corpus_builder.embed import load_text_encoder, model_location
+from corpus_builder.entities import Found, gather
 from corpus_builder.index import build_index, index_bytes
 from corpus_builder.mine import Candidate
-from corpus_builder.wordnet import Sense
+from corpus_builder.tables import candidate_table, entity_table, merge_table, sense_table
 
 WEIGHTS = "open_clip_model.safetensors"
-NAIL = Sense("nail.n.01", "nail", "horny plate", "noun.body", 0)
-PIN = Sense("nail.n.02", "nail", "a thin pointed piece of metal", "noun.artifact", 1)
 
 
-def find(label, entity, sense=None, source="label", reason=None, count=1, role="noun"):
-    return build.Found(label, Candidate(entity, entity, role, reason), source, Choice(sense, 0.0), count)
-
-
-def test_entities_merge_by_sense_else_by_name_and_are_ordered():
-    entities = build.gather(
-        [
-            find(None, "hand", source="body_part", role="body_part"),
-            find("b", "nails", NAIL),
-            find("a", "nails", NAIL, count=2),
-            find("c", "nail", PIN),
-            find("c", "eye makeup"),
-            find("d", "eye makeup", source="expansion"),
-            find("d", "way", reason="stop word"),
-            find(None, "dog", source="caption", count=7),
-        ]
-    )
-    told = [(e.name, e.source, e.sense and e.sense.name, e.count, sorted(e.labels)) for e in entities]
-    assert told == [
-        ("eye makeup", "label", None, 2, ["c", "d"]),
-        ("nail", "label", "nail.n.01", 3, ["a", "b"]),
-        ("nail", "label", "nail.n.02", 1, ["c"]),
-        ("dog", "caption", None, 7, []),
-        ("hand", "body_part", None, 0, []),
-    ]
-    assert entities[2].text == "nail: a thin pointed piece of metal"
+def find(label, entity):
+    return Found(label, Candidate(entity, entity, "noun"), "label", Choice(None, 0.0))
 
 
 def test_nothing_to_mine_is_an_error(tmp_path):
@@ -136,11 +111,16 @@ def tiny_corpus(folder, name, pretrained=None):
     found = [find("riding", "horse"), find("biking", "bicycle")]
     vectors = encoder.encode(["bicycle", "horse"])
     facts = {"config": {}, "inputs": {}, "model": encoder.info, "counts": {}}
+    gathered = gather(found)
     artifact.write_corpus(
         folder,
-        build._entity_table(build.gather(found), vectors),
+        entity_table(gathered.entities, vectors, lambda sense: "object"),
         index_bytes(build_index(vectors)),
-        artifact.table_of([], artifact.CANDIDATES_SCHEMA),
+        {
+            artifact.SENSES: sense_table(gathered.entities),
+            artifact.MERGED: merge_table(gathered),
+            artifact.CANDIDATES: candidate_table(found),
+        },
         facts,
         location=model_location(name, pretrained),
     )

@@ -1,0 +1,200 @@
+"""Finds -> entities: one entry per sense, or per name where there is none; variants united. Pure.
+
+Order of a corpus, which makes entity ids repeatable: by source (label, caption, expansion, body part), then
+name, then sense. An entity's key is its sense where it has one, else its name; finds of one key are merged,
+their counts added and their labels united.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from corpus_builder.config import EXAMPLES, SOURCES
+from corpus_builder.describe import describe
+from corpus_builder.disambiguate import Choice
+from corpus_builder.mine import Candidate
+from corpus_builder.wordnet import Sense
+
+# British to American, for comparing names only: words that WordNet knows meet by their sense instead.
+_SPELLINGS = (
+    (re.compile(r"(?<=[a-z]{2})our(?=s?\b|ed\b|ing\b|ful\b)"), "or"),
+    (re.compile(r"(?<=[a-z]{2})is(?=e[ds]?\b|ing\b|ation\b)"), "iz"),
+    (re.compile(r"(?<=nt|et|at|ib)re(?=s?\b)"), "er"),
+    (re.compile(r"\bgrey\b"), "gray"),
+    (re.compile(r"\btyre"), "tire"),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One phrase of one mention, or of all captions that hold it: kept with its sense, or dropped."""
+
+    label: str | None
+    candidate: Candidate
+    source: str
+    choice: Choice
+    count: int = 1
+    contexts: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The unit: the sense's own form for nouns (tooth for teeth), else the words as found."""
+        named = self.candidate.role in ("activity", "compound", "name", "body_part")
+        sense = self.choice.sense
+        return self.candidate.entity if named or sense is None else sense.form
+
+    @property
+    def key(self) -> str:
+        """What makes two finds one entity."""
+        return self.choice.sense.name if self.choice.sense else self.name
+
+
+@dataclass(frozen=True)
+class Entity:
+    """One entry of the corpus, gathered from all finds of its key."""
+
+    key: str
+    name: str
+    sources: tuple[str, ...]
+    choice: Choice
+    count: int = 0
+    labels: frozenset[str] = frozenset()
+    aliases: frozenset[str] = frozenset()
+    contexts: tuple[str, ...] = ()
+
+    @property
+    def sense(self) -> Sense | None:
+        """The WordNet sense, or None for a phrase that WordNet does not know."""
+        return self.choice.sense
+
+    @property
+    def source(self) -> str:
+        """The first of its sources."""
+        return self.sources[0]
+
+    @property
+    def text(self) -> str:
+        """What is embedded."""
+        return describe(self.name, self.sense.gloss if self.sense else None)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """An entity that went into another: ``reason`` is ``variant`` or ``near-duplicate``."""
+
+    survivor: str
+    merged: Entity
+    reason: str
+    cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Entities in corpus order, and what was merged into them (survivors by key)."""
+
+    entities: tuple[Entity, ...]
+    merges: tuple[Merge, ...]
+
+
+def gather(found: Iterable[Found]) -> Gathered:
+    """Merge the kept finds into entities, in corpus order (see the module).
+
+    A merged entity bears the name found most often (ties: the alphabetically first) and all sources.
+    Names without a sense that differ only in case, number, hyphens or spelling become one.
+    """
+    groups: dict[str, list[Found]] = {}
+    for item in found:
+        if item.candidate.kept:
+            groups.setdefault(item.key, []).append(item)
+    return _unite_variants(sorted((_entity(key, group) for key, group in groups.items()), key=_order))
+
+
+def variant_key(name: str) -> str:
+    """What names that are one but for case, number, hyphens, spaces or spelling have in common.
+
+    ``Eye-Makeups`` and ``eye make up`` -> ``eyemakeup``. For comparing only: not a word.
+    """
+    text = unicodedata.normalize("NFKC", name).casefold()
+    for pattern, new in _SPELLINGS:
+        text = pattern.sub(new, text)
+    text = re.sub(r"(?<=[a-z])'s\b", "", text)
+    return _singular(re.sub(r"[\W_]+", "", text)) or text
+
+
+def unite(survivor: Entity, merged: Entity) -> Entity:
+    """The survivor with the counts, labels, sources, contexts and names of both."""
+    names = {survivor.name, merged.name, *survivor.aliases, *merged.aliases}
+    return replace(
+        survivor,
+        sources=tuple(s for s in SOURCES if s in (*survivor.sources, *merged.sources)),
+        count=survivor.count + merged.count,
+        labels=survivor.labels | merged.labels,
+        aliases=frozenset(names - {survivor.name}),
+        contexts=_examples((*survivor.contexts, *merged.contexts)),
+    )
+
+
+def merge_pairs(
+    entities: Sequence[Entity], pairs: Iterable[tuple[int, int, float | None]], reason: str
+) -> Gathered:
+    """Unite each pair (survivor, merged, cosine), given by position; the rest stays as it is."""
+    kept = dict(enumerate(entities))
+    merges = []
+    for survivor, merged, cosine in pairs:
+        merges.append(Merge(entities[survivor].key, kept[merged], reason, cosine))
+        kept[survivor] = unite(kept[survivor], kept.pop(merged))
+    return Gathered(tuple(sorted(kept.values(), key=_order)), tuple(merges))
+
+
+def _unite_variants(entities: Sequence[Entity]) -> Gathered:
+    """Senseless entities go into the one variant that has a sense, else into the one found most often."""
+    groups: dict[str, list[int]] = {}
+    for number, entity in enumerate(entities):
+        groups.setdefault(variant_key(entity.name), []).append(number)
+    pairs: list[tuple[int, int, float | None]] = []
+    for numbers in groups.values():
+        plain = [number for number in numbers if entities[number].sense is None]
+        known = [number for number in numbers if entities[number].sense is not None]
+        if not plain or len(known) > 1:
+            known = []
+        best = min([*known, *([] if known else plain)], key=lambda n: (-entities[n].count, n), default=None)
+        pairs.extend((best, number, None) for number in plain if best is not None and number != best)
+    return merge_pairs(entities, pairs, "variant")
+
+
+def _singular(word: str) -> str:
+    for ending, new in (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("sses", "ss"), ("xes", "x")):
+        if word.endswith(ending) and len(word) > len(ending) + 2:
+            return word[: -len(ending)] + new
+    plural = word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 3
+    return word[:-1] if plural else word
+
+
+def _order(entity: Entity) -> tuple[int, str, str]:
+    return SOURCES.index(entity.source), entity.name, entity.key
+
+
+def _examples(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(texts))[:EXAMPLES]
+
+
+def _entity(key: str, group: Sequence[Found]) -> Entity:
+    names: Counter[str] = Counter()
+    for item in group:
+        names[item.name] += item.count
+    name = min(names, key=lambda name: (-names[name], name))
+    sources = {item.source for item in group}
+    surest = max(group, key=lambda item: (len(item.choice.scores) > 0, item.choice.margin))
+    return Entity(
+        key,
+        name,
+        tuple(source for source in SOURCES if source in sources),
+        surest.choice,
+        # a body part is listed, not mentioned
+        sum(item.count for item in group if item.source != "body_part"),
+        frozenset(item.label for item in group if item.label is not None),
+        frozenset(names) - {name},
+        _examples(text for item in group for text in item.contexts),
+    )
