@@ -114,6 +114,8 @@ def find_data(resource: str, nltk_data: Path | None = None, *, elsewhere: bool =
     """
     import nltk
 
+    # NLTK refuses a path with ".." in it
+    nltk_data = nltk_data.resolve() if nltk_data is not None else None
     if nltk_data is not None and str(nltk_data) not in nltk.data.path:
         nltk.data.path.insert(0, str(nltk_data))
     paths = [str(nltk_data)] if nltk_data is not None and not elsewhere else None

@@ -59,8 +59,8 @@ def test_another_dimension_is_refused(corpus: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"artifact": "labels"}, "needs artifact 'corpus' of version 1, found 'labels' of version 1"),
-        ({"schema_version": 2}, "found 'corpus' of version 2; produced by `corpus-builder build"),
+        ({"artifact": "labels"}, "needs artifact 'corpus' of version 2, found 'labels' of version 1"),
+        ({"schema_version": 3}, "found 'corpus' of version 3; produced by `corpus-builder build"),
     ],
 )
 def test_other_artifacts_are_refused(corpus: Path, changes: dict, message: str) -> None:

@@ -5,6 +5,7 @@ import nltk
 import pytest
 
 from corpus_builder.config import BODY_PARTS, CorpusError
+from corpus_builder.taggers import NltkTagger
 from corpus_builder.wordnet import find_data, open_lexicon
 
 
@@ -84,3 +85,33 @@ def test_a_folder_and_a_zip_of_the_same_data_are_the_same_wordnet(shared, tmp_pa
     assert unpacked.senses("bat") == lexicon.senses("bat")
     assert unpacked.sha256() == lexicon.sha256()
     shutil.rmtree(tmp_path / "corpora")
+
+
+@pytest.mark.shared
+def test_a_relative_data_folder_with_parents_in_it_is_found(shared):
+    roundabout = shared / "spacy" / ".." / "nltk_data"
+    assert NltkTagger(roundabout).name == "nltk" and open_lexicon(roundabout).lookup(["dogs"]) == "dog"
+
+
+KINDS = {
+    "beach.n.01": "scene",
+    "kitchen.n.01": "scene",
+    "street.n.01": "scene",
+    "gymnasium.n.02": "scene",
+    "forest.n.01": "scene",
+    "guitar.n.01": "object",
+    "horse.n.01": "animal",
+    "hand.n.01": "body part",
+    "pizza.n.01": "food",
+    "basketball.n.01": "activity",
+    "snow.n.02": "substance",
+    "crowd.n.01": "group",
+    "idea.n.01": "other",
+}
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("synset", "kind"), KINDS.items())
+def test_kinds(shared, synset, kind):
+    lexicon = open_lexicon(shared / "nltk_data")
+    assert lexicon.kind(lexicon.sense(synset)) == kind
