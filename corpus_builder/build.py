@@ -10,7 +10,7 @@ from typing import Any
 from corpus_builder import artifact
 from corpus_builder.config import BODY_PARTS, SOURCES, CorpusConfig, CorpusError, check_templates
 from corpus_builder.disambiguate import Choice, disambiguate
-from corpus_builder.entities import Found, Gathered, gather, merge_pairs
+from corpus_builder.entities import Found, Gathered, gather, judge, merge_pairs
 from corpus_builder.mine import Candidate, Limits, mine, reasons
 from corpus_builder.sources import (
     LabelFile,
@@ -22,6 +22,7 @@ from corpus_builder.sources import (
 )
 from corpus_builder.tables import candidate_table, entity_table, merge_table, sense_table, with_embeddings
 from corpus_builder.taggers import Tagger, load_taggers, tokenise
+from corpus_builder.wordlists import read_list
 from corpus_builder.wordnet import Lexicon, open_lexicon
 
 CAPTION_CONTEXTS = 8
@@ -40,6 +41,8 @@ class Inputs:
     label_column: str | None = None
     caption_column: str | None = None
     nltk_data: Path | None = None
+    allow: Path | None = None
+    deny: Path | None = None
 
     def __post_init__(self) -> None:
         """Raises :class:`CorpusError` if there is nothing to mine."""
@@ -94,13 +97,15 @@ def mine_corpus(inputs: Inputs, config: CorpusConfig, say: Say = lambda line: No
     say("loading WordNet and the taggers")
     lexicon = open_lexicon(inputs.nltk_data)
     taggers = load_taggers(config, lexicon, inputs.nltk_data)
-    limits = Limits(config.max_words, config.min_letters)
+    allow, deny = read_list(inputs.allow, "--allow"), read_list(inputs.deny, "--deny")
+    limits = Limits(config.max_words, config.min_letters, allow.phrases, deny.phrases)
     counter: Counter[str] = Counter()
     found = list(_from_labels(labels, taggers, lexicon, config, limits, counter))
     if inputs.captions is not None:
         say("mining captions")
         captions = iter_captions(inputs.captions, inputs.caption_column)
         found += _from_captions(captions, taggers, lexicon, config, limits, counter)
+    found = judge(found, allow, deny)
     found += _body_parts(lexicon) if config.body_parts else []
     covered = {item.label for item in found if item.candidate.kept}
     uncovered = tuple(label.label for label in labels.labels if label.label not in covered)
@@ -441,7 +446,12 @@ def _entity_counts(gathered: Gathered) -> dict[str, Any]:
 
 
 def _input_facts(inputs: Inputs, lexicon: Lexicon) -> dict[str, Any]:
-    files = {"labels": inputs.labels, "captions": inputs.captions}
+    files = {
+        "labels": inputs.labels,
+        "captions": inputs.captions,
+        "allow": inputs.allow,
+        "deny": inputs.deny,
+    }
     files |= {f"expansions{number}": path for number, path in enumerate(inputs.expansions)}
     facts: dict[str, Any] = {
         name: artifact.file_input(path) for name, path in files.items() if path is not None

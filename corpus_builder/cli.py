@@ -48,6 +48,15 @@ Strategy = Annotated[str, typer.Option("--strategy", help="How a sense is chosen
 BodyParts = Annotated[bool, typer.Option("--body-parts/--no-body-parts", help="Add the parts of the body.")]
 MinCount = Annotated[int, typer.Option("--min-count", help="Captions an entity must be found in.")]
 MaxWords = Annotated[int, typer.Option("--max-words", help="Longest entity, in words.")]
+Allow = Annotated[
+    Path | None,
+    typer.Option("--allow", help="Text file: phrases and synsets to keep whatever speaks against."),
+]
+Deny = Annotated[Path | None, typer.Option("--deny", help="Text file: phrases and synsets never to keep.")]
+MergeAbove = Annotated[
+    float | None,
+    typer.Option("--merge-above", help="Cosine from which two entities are one [default: never]."),
+]
 NltkData = Annotated[
     Path | None,
     typer.Option("--nltk-data", help="NLTK data folder with WordNet [default: NLTK's own search path]."),
@@ -141,6 +150,8 @@ def mine_cli(
     min_count: MinCount = 1,
     max_words: MaxWords = 4,
     nltk_data: NltkData = None,
+    allow: Allow = None,
+    deny: Deny = None,
     quiet: Quiet = False,
 ) -> None:
     """Find the entities of labels and captions, with their WordNet senses. Needs no CLIP."""
@@ -171,6 +182,9 @@ def build_cli(
     min_count: MinCount = 1,
     max_words: MaxWords = 4,
     nltk_data: NltkData = None,
+    allow: Allow = None,
+    deny: Deny = None,
+    merge_above: MergeAbove = None,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,

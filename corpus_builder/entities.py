@@ -15,7 +15,8 @@ from corpus_builder.config import EXAMPLES, SOURCES
 from corpus_builder.describe import describe
 from corpus_builder.disambiguate import Choice
 from corpus_builder.mine import Candidate
-from corpus_builder.wordnet import Sense
+from corpus_builder.wordlists import WordList
+from corpus_builder.wordnet import ABSTRACT_FILES, Sense
 
 # British to American, for comparing names only: words that WordNet knows meet by their sense instead.
 _SPELLINGS = (
@@ -109,6 +110,35 @@ def gather(found: Iterable[Found]) -> Gathered:
         if item.candidate.kept:
             groups.setdefault(item.key, []).append(item)
     return _unite_variants(sorted((_entity(key, group) for key, group in groups.items()), key=_order))
+
+
+def judge(found: Iterable[Found], allow: WordList, deny: WordList) -> list[Found]:
+    """The finds, those dropped whose *sense* speaks against them; what the allow list names is kept.
+
+    A denied synset goes always. An abstract sense (a thought, a time) goes, unless it is all that its class
+    name holds, since every class is to have an entity.
+    """
+    found = list(found)
+    shown = {item.label for item in found if item.candidate.kept and not _is_abstract(item)}
+    return [_judged(item, allow, deny, shown) for item in found]
+
+
+def _judged(item: Found, allow: WordList, deny: WordList, shown: set[str | None]) -> Found:
+    sense = item.choice.sense
+    if not item.candidate.kept or sense is None:
+        return item
+    reason = None
+    if sense.name in deny.synsets:
+        reason = "deny list"
+    elif {item.candidate.phrase, item.name} & allow.phrases or sense.name in allow.synsets:
+        pass
+    elif _is_abstract(item) and (item.source != "label" or item.label in shown):
+        reason = "abstract sense"
+    return replace(item, candidate=replace(item.candidate, reason=reason)) if reason else item
+
+
+def _is_abstract(item: Found) -> bool:
+    return item.choice.sense is not None and item.choice.sense.lexname in ABSTRACT_FILES
 
 
 def variant_key(name: str) -> str:

@@ -70,6 +70,10 @@ class Limits:
 
     max_words: int = 4
     min_letters: int = 2
+    allow: frozenset[str] = frozenset()
+    """Phrases or entities kept whatever speaks against them."""
+    deny: frozenset[str] = frozenset()
+    """Phrases or entities never kept."""
 
 
 def segments(text: str) -> list[list[str]]:
@@ -120,7 +124,10 @@ def _mine_batch(
         for (start, stop, tags), names in sorted(proposals.items()):
             units = resolve(words[start:stop], tags, lexicon, first=start == 0)
             found[number].extend(replace(unit, taggers=frozenset(names)) for unit in units)
-    return [_settle(mention, items, lexicon, limits) for mention, items in zip(batch, found, strict=True)]
+    return [
+        [_listed(item, limits) for item in _settle(mention, items, lexicon, limits)]
+        for mention, items in zip(batch, found, strict=True)
+    ]
 
 
 Run = tuple[int, int, tuple[str, ...]]
@@ -196,10 +203,13 @@ def resolve(
     for unit, named in zip(before, nouns, strict=True):
         found.extend(_modifier(words[unit.start : unit.stop], named and not style, lexicon))
     order = first and lexicon.is_deverbal(words[0])
+    deed = bool(before) and head.role == "noun" and lexicon.is_verb_and_act(head.entity)
     if style or (before and all(nouns) and not lexicon.is_gerund(words[-1]) and not order):
         entity = " ".join((*words[: last.start], head.entity))
-        found.append(Candidate(" ".join(words), entity, "compound"))
-    if before and head.role == "noun" and lexicon.is_verb_and_act(head.entity):
+        # a frisbee catch is done with a frisbee, and is no thing beside it
+        role = "activity" if deed and not style else "compound"
+        found.append(Candidate(" ".join(words), entity, role))
+    if deed:
         head = replace(head, role="activity")
     return [head, *found]
 
@@ -344,6 +354,14 @@ def _limited(item: Candidate, limits: Limits) -> Candidate:
     if len(item.entity.split()) > limits.max_words:
         return replace(item, reason="too long")
     return replace(item, reason="too short") if len(item.entity) < limits.min_letters else item
+
+
+def _listed(item: Candidate, limits: Limits) -> Candidate:
+    """The user's lists have the last word; what is on both is denied."""
+    names = {item.phrase, item.entity}
+    if names & limits.deny:
+        return replace(item, reason="deny list")
+    return replace(item, reason=None) if names & limits.allow else item
 
 
 def _merge(items: Iterable[Candidate]) -> list[Candidate]:

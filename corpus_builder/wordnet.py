@@ -86,7 +86,8 @@ _ENDINGS = (("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"),
 class Sense:
     """One noun sense: what is needed to choose it and to describe it.
 
-    ``rank`` counts from 0, the most frequent. ``signature`` holds the texts that speak of the sense: its
+    ``rank`` counts from 0, the most frequent; ``count`` is how often the form has this sense in the texts that
+    WordNet's senses were counted in (0 for most). ``signature`` holds the texts that speak of the sense: its
     gloss, examples and lemma names, and the glosses and names of its hypernyms, hyponyms, parts and topic.
     """
 
@@ -96,6 +97,7 @@ class Sense:
     lexname: str
     rank: int
     signature: tuple[str, ...] = ()
+    count: int = 0
 
 
 _OPEN: dict[str, "Lexicon"] = {}
@@ -163,6 +165,7 @@ class Lexicon:
         self._forms: dict[str, tuple[str, ...]] = {}
         self._senses: dict[str, tuple[Sense, ...]] = {}
         self._irregular = self._read_irregular()
+        self._counts = self._read_counts()
 
     def sha256(self) -> str:
         """Hash of the noun data, the part of WordNet that decides a corpus."""
@@ -273,6 +276,21 @@ class Lexicon:
             rows = [line.split() for line in stream.read().splitlines()]
         return {row[0]: row[1] for row in rows if len(row) > 1}
 
+    def _read_counts(self) -> dict[str, int]:
+        """Tag count by sense key; WordNet's data without the file of counts has none."""
+        try:
+            with self._reader.open("cntlist.rev") as stream:
+                rows = [line.split() for line in stream.read().splitlines()]
+        except OSError:
+            return {}
+        return {row[0]: int(row[2]) for row in rows if "%1:" in row[0]}
+
+    def _count(self, synset: Any, form: str) -> int:
+        keys = [
+            lemma.key() for lemma in synset.lemmas() if lemma.name().lower() == form.replace(" ", "_").lower()
+        ]
+        return max((self._counts.get(key, 0) for key in keys), default=0)
+
     def _noun_forms(self, phrase: str) -> tuple[str, ...]:
         if phrase not in self._forms:
             self._forms[phrase] = self._find_forms(phrase.split())
@@ -321,7 +339,15 @@ class Lexicon:
         texts += [text for other in near for text in (other.definition(), *other.lemma_names())]
         texts += [name for other in synset.hyponyms() for name in other.lemma_names()]
         signature = tuple(text.replace("_", " ") for text in texts)
-        return Sense(synset.name(), form, synset.definition(), synset.lexname(), rank, signature)
+        return Sense(
+            synset.name(),
+            form,
+            synset.definition(),
+            synset.lexname(),
+            rank,
+            signature,
+            self._count(synset, form),
+        )
 
     def _derived_acts(self, verb: str, word: str) -> tuple[Sense, ...]:
         found: dict[str, Sense] = {}
