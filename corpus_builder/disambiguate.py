@@ -27,6 +27,9 @@ VISUAL_FILES = frozenset(
 HALF_VISUAL_FILES = frozenset(f"noun.{name}" for name in "location person phenomenon Tops".split())
 RANK_WEIGHT = 0.3
 HEAD_WEIGHT = 0.75
+WORD_WEIGHT = 0.0
+SHARE_WEIGHT = 0.0
+COUNT_FLOOR = 5
 CUE_WEIGHT = 2.0
 BOTH_WEIGHT = 0.5
 ACT_WEIGHT = 1.5
@@ -154,6 +157,7 @@ def _scores(
 ) -> list[float]:
     texts = [words_of(sense.signature or (sense.gloss,)) for sense in senses]
     shared = Counter(word for text in texts for word in text)
+    total = sum(sense.count for sense in senses)
     scores = []
     for sense, text in zip(senses, texts, strict=True):
         asked = max((_answer(sense, cue, own) for cue in cues), default=0.0)
@@ -161,8 +165,7 @@ def _scores(
         # what an action asks for is there to be seen, whatever WordNet files it under
         prior = asked + max(prior, 0.0) if asked else prior
         overlap = _overlap((text & around) - own, shared, len(senses))
-        rank = HEAD_WEIGHT * _heads(sense) - RANK_WEIGHT * math.log2(sense.rank + 1)
-        scores.append(overlap + prior + rank)
+        scores.append(overlap + prior + _frequency(sense, total))
     return scores
 
 
@@ -190,12 +193,20 @@ def _prior(sense: Sense, act: bool) -> float:
     )
 
 
-def _heads(sense: Sense) -> bool:
-    """Whether a phrase of several words is the sense's headword and no by-name of another thing.
+def _frequency(sense: Sense, total: int) -> float:
+    """How likely a sense is before anything is known: its rank, its share of the counts, its headword.
 
-    Such phrases are rare in the texts that WordNet's ranks were counted in, so their ranks tell little.
+    A word is rarely meant for what WordNet lists it under as a by-name only (scooter for a duck). Phrases of
+    several words are rare in the texts that the ranks were counted in, so that there the headword tells more.
     """
-    return " " in sense.form and sense.name.rsplit(".", 2)[0].replace("_", " ") == sense.form.lower()
+    share = math.log2((sense.count + COUNT_FLOOR) / (total + COUNT_FLOOR)) if total else 0.0
+    weight = HEAD_WEIGHT if " " in sense.form else WORD_WEIGHT
+    return weight * _heads(sense) - RANK_WEIGHT * math.log2(sense.rank + 1) + SHARE_WEIGHT * share
+
+
+def _heads(sense: Sense) -> bool:
+    """Whether the phrase is the sense's headword and no by-name of another thing."""
+    return sense.name.rsplit(".", 2)[0].replace("_", " ") == sense.form.lower()
 
 
 class _Gloss:

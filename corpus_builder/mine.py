@@ -27,6 +27,12 @@ STOP_WORDS = frozenset(
 STYLE_HEADS = frozenset("dancing dance spin".split())
 """Heads whose modifier names a style rather than a thing: salsa dancing holds no sauce."""
 
+SUBJECTS = frozenset(
+    """something anything nothing everything someone somebody anyone everyone it they he she you we i that
+    which who to cannot can will""".split()
+)
+"""What a verb follows: "letting something roll" holds no roll."""
+
 _NEGATED = re.compile(r"\(\s*(?:not|no|without)\b[^)]*\)", re.IGNORECASE)
 _ASIDE = re.compile(r"\(([^)]*)\)")
 BATCH = 512
@@ -159,12 +165,25 @@ def _runs(chunk: Chunk, reading: Reading, words: Sequence[str], lexicon: Lexicon
         index = reading.source[position]
         if index is None or words[index] in FUNCTION_WORDS or not words[index][0].isalnum():
             pieces.append([])
-        else:
+            continue
+        if index and words[index - 1] in SUBJECTS:
+            pieces.append([])
+        if not _is_predicate(words, index, lexicon):
             pieces[-1].append((index, tag))
     for piece in filter(None, pieces):
         start = piece[0][0] + _leading_verbs([words[index] for index, _ in piece], piece[0][0] == 0, lexicon)
         if start <= piece[-1][0]:
             yield start, piece[-1][0] + 1, tuple(tag for index, tag in piece if index >= start)
+
+
+def _is_predicate(words: Sequence[str], index: int, lexicon: Lexicon) -> bool:
+    """Whether a word is the verb of what stands before it, whatever the tagger took it for."""
+    before = words[index - 1] if index else ""
+    if before not in SUBJECTS and not before.endswith("n't"):
+        return False
+    word = words[index]
+    only_verb = not lexicon.forms([word]) and lexicon.verb_lemma(word) is not None
+    return not lexicon.is_gerund(word) and (only_verb or lexicon.is_deverbal(word))
 
 
 def _with_gerund(run: Run, words: Sequence[str], lexicon: Lexicon) -> Run:

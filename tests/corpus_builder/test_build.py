@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,63 @@ def test_nothing_vanishes_uncounted(corpus):
     assert counts["kept"] == sum(row["reason"] is None for row in rows)
     assert counts["labels_without_entity"] == 0
     assert sum(counts["entities_by_source"].values()) == len(corpus.table)
+
+
+@pytest.mark.shared
+def test_senses_weighed_are_told_with_the_chosen_one(corpus):
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(corpus.folder / artifact.SENSES).to_pylist()
+    entities = {row["entity_id"]: row for row in corpus.table.to_pylist()}
+    nails = [row for row in rows if entities[row["entity_id"]]["key"] == "nail.n.01"]
+    assert {"nail.n.01", "nail.n.02"} <= {row["sense"] for row in nails}
+    best = max(nails, key=lambda row: row["score"])
+    assert best["chosen"] and best["sense"] == "nail.n.01"
+    for row in entities.values():
+        chosen = [s["sense"] for s in rows if s["entity_id"] == row["entity_id"] and s["chosen"]]
+        assert chosen == ([row["sense"]] if row["sense"] and row["source"] != "body_part" else []), row[
+            "name"
+        ]
+
+
+@pytest.mark.shared
+def test_kinds_keys_and_contexts(corpus):
+    rows = {row["key"]: row for row in corpus.table.to_pylist()}
+    assert len(rows) == len(corpus.table)
+    assert (rows["nail.n.01"]["kind"], rows["nail.n.02"]["kind"]) == ("body part", "object")
+    assert rows["zumba"]["kind"] == "phrase" and rows["zumba"]["contexts"] == ["zumba"]
+    assert rows["nail.n.01"]["contexts"] == ["cutting nails"]
+
+
+@pytest.mark.shared
+def test_denied_entities_are_dropped_with_their_reason_and_their_list_is_an_input(
+    inputs, config, tiny_clip, tmp_path
+):
+    (tmp_path / "deny.txt").write_text("nail.n.02\nzumba\n")
+    out = tmp_path / "corpus"
+    build.build_corpus(
+        replace(inputs, deny=tmp_path / "deny.txt"), config, tiny_clip, None, out, device="cpu"
+    )
+    denied = artifact.open_corpus(out)
+    assert not {"nail.n.02", "zumba"} & set(denied.table["key"].to_pylist())
+    assert denied.manifest["counts"]["dropped"]["deny list"] == 2
+    assert denied.manifest["inputs"]["deny"]["file"] == "deny.txt"
+
+
+@pytest.mark.shared
+def test_near_duplicates_are_united_and_told(corpus, inputs, config, tiny_clip, tmp_path):
+    """At a cosine of just above zero all but the entities that point away from the first go into it."""
+    import pyarrow.parquet as pq
+
+    united = replace(config, merge_above=0.5)
+    build.build_corpus(inputs, united, tiny_clip, None, tmp_path / "c", device="cpu")
+    few = artifact.open_corpus(tmp_path / "c")
+    merged = pq.read_table(few.folder / artifact.MERGED).to_pylist()
+    assert len(few.table) + len(merged) == len(corpus.table) and merged
+    assert all(row["cosine"] >= 0.5 and row["reason"] == "near-duplicate" for row in merged)
+    gram = few.embeddings @ few.embeddings.T - np.eye(len(few.table))
+    assert gram.max() < 0.5
+    assert sum(few.table["count"].to_pylist()) == sum(corpus.table["count"].to_pylist())
 
 
 @pytest.mark.shared

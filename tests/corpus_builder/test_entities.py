@@ -3,8 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_builder.disambiguate import Choice
-from corpus_builder.entities import Found, gather, merge_pairs, unite, variant_key
+from corpus_builder.entities import Found, gather, judge, merge_pairs, unite, variant_key
 from corpus_builder.mine import Candidate
+from corpus_builder.wordlists import WordList
 from corpus_builder.wordnet import Sense
 
 NAIL = Sense("nail.n.01", "nail", "horny plate", "noun.body", 0)
@@ -129,3 +130,32 @@ def test_uniting_keeps_the_survivors_key_and_name(found):
         for second in entities:
             both = unite(first, second)
             assert (both.key, both.name) == (first.key, first.name) and both.name not in both.aliases
+
+
+TIME = Sense("time.n.01", "time", "an instance of something", "noun.time", 0)
+NOBODY = WordList()
+
+
+def reasons(found, allow=NOBODY, deny=NOBODY):
+    return [item.candidate.reason for item in judge(found, allow, deny)]
+
+
+def test_an_abstract_sense_goes_unless_it_is_all_its_class_name_holds():
+    nail, time = find("a", "nail", NAIL), find("a", "time", TIME)
+    assert reasons([nail, time]) == [None, "abstract sense"]
+    assert reasons([time]) == [None]
+    assert reasons([find(None, "time", TIME, source="caption")]) == ["abstract sense"]
+    assert reasons([nail, time], allow=WordList(frozenset({"time"}))) == [None, None]
+    assert reasons([nail, time], allow=WordList(synsets=frozenset({"time.n.01"}))) == [None, None]
+
+
+def test_a_denied_synset_goes_and_denial_outranks_the_allow_list():
+    both = [find("a", "nail", NAIL), find("b", "nail", PIN)]
+    deny = WordList(synsets=frozenset({"nail.n.02"}))
+    assert reasons(both, deny=deny) == [None, "deny list"]
+    assert reasons(both, allow=WordList(frozenset({"nail"})), deny=deny) == [None, "deny list"]
+
+
+def test_judging_revives_nothing_and_loses_nothing():
+    found = [find("a", "way", reason="stop word"), find("a", "nail", NAIL)]
+    assert judge(found, NOBODY, NOBODY) == found

@@ -125,3 +125,20 @@ def test_the_union_names_who_proposed(shared, lexicon):
     found = {item.entity: item for item in candidates("riding a bicycle", both, lexicon)}
     assert found["bicycle"].taggers == {"whole", "nltk"}
     assert kept("riding a bicycle", (Whole(),), lexicon) == {"bicycle"}
+
+
+@pytest.mark.shared
+def test_what_follows_a_subject_is_its_verb(taggers, lexicon):
+    assert "roll" not in kept("Letting something roll along a flat surface", taggers, lexicon)
+    assert "support" not in kept("Putting something onto something that cannot support it", taggers, lexicon)
+    assert kept("BasketballDunk", taggers, lexicon) == {"basketball"}
+
+
+@pytest.mark.shared
+def test_the_lists_have_the_last_word(taggers, lexicon):
+    limits = Limits(allow=frozenset({"side", "sauce"}), deny=frozenset({"guitar"}))
+    items = {item.entity: item for item in candidates("playing guitar", taggers, lexicon, limits=limits)}
+    assert items["guitar"].reason == "deny list"
+    dropped = {item.entity: item.reason for item in candidates("moving to the side", taggers, lexicon)}
+    assert dropped["side"] == "stop word"
+    assert "side" in kept("moving to the side", taggers, lexicon, limits=limits)

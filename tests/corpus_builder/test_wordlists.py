@@ -6,7 +6,9 @@ from corpus_builder.wordlists import WordList, read_list
 
 def test_phrases_synsets_and_remarks(tmp_path):
     path = tmp_path / "deny.txt"
-    path.write_text("\ufeffTennis  racket # the thing\n\n# nothing\nbat.n.01\nst. bernard\n", encoding="utf-8")
+    path.write_text(
+        "\ufeffTennis  racket # the thing\n\n# nothing\nbat.n.01\nst. bernard\n", encoding="utf-8"
+    )
     assert read_list(path, "--deny") == WordList(
         frozenset({"tennis racket", "st. bernard"}), frozenset({"bat.n.01"})
     )
