@@ -10,7 +10,7 @@ score::
     +1 visual, +0.5 people and places, -1 abstract                        prior
     1.5 for an act, 2.0 for "the act of ...", where acts are meant        prior
     -0.3 log2(rank + 1)                                                   prior
-    0.75 for a phrase of several words, if the sense is headed by it      prior
+    0.3, or 0.75 for several words, if the sense is headed by them        prior
 """
 
 import math
@@ -27,9 +27,7 @@ VISUAL_FILES = frozenset(
 HALF_VISUAL_FILES = frozenset(f"noun.{name}" for name in "location person phenomenon Tops".split())
 RANK_WEIGHT = 0.3
 HEAD_WEIGHT = 0.75
-WORD_WEIGHT = 0.0
-SHARE_WEIGHT = 0.0
-COUNT_FLOOR = 5
+WORD_WEIGHT = 0.3
 CUE_WEIGHT = 2.0
 BOTH_WEIGHT = 0.5
 ACT_WEIGHT = 1.5
@@ -72,16 +70,19 @@ ACTION_CUES: dict[str, Cue] = {
     ),
     **_cues("shoot aim fire", Cue(words=frozenset("weapon arrow arrows firearm gun goal basket".split()))),
     **_cues("shuffle deal", Cue(_ARTIFACT)),
-    **_cues("cut slice", Cue(files=_FOOD)),
+    **_cues("cut slice pick", Cue(files=_FOOD)),
     **_cues("water", Cue(files=frozenset({"noun.plant", "noun.Tops"}))),
     **_cues("pump", Cue(words=frozenset({"fuel", "gasoline"}))),
-    **_cues("ride mount", Cue(files=frozenset({"noun.animal"}), words=frozenset({"pedals", "saddle"}))),
+    **_cues(
+        "ride mount", Cue(files=frozenset({"noun.animal"}), words=frozenset({"pedals", "saddle", "foot"}))
+    ),
     **_cues("drive steer", Cue(words=frozenset("vehicle motor wheels".split()))),
     **_cues("pet feed groom walk milk shear hold", Cue(files=frozenset({"noun.animal"}))),
     **_cues("wear put", Cue(words=frozenset("garment clothing worn cosmetic footwear".split()))),
     **_cues("write read", Cue(words=frozenset("write writing written read chalk".split()))),
     **_cues("swing hit catch throw kick dribble dunk bounce toss juggle", Cue(_ARTIFACT, _SPORT_WORDS)),
     **_cues("shot penalty bowling pitch swing dunk bowl", Cue(words=_SPORT_WORDS)),
+    **_cues("use operate install assemble repair fix", Cue(_ARTIFACT)),
     **_cues("dance", Cue(words=frozenset("dance dancing ballroom music".split()))),
 }
 """Actions, as lemmas, and what is commonly their object."""
@@ -157,7 +158,6 @@ def _scores(
 ) -> list[float]:
     texts = [words_of(sense.signature or (sense.gloss,)) for sense in senses]
     shared = Counter(word for text in texts for word in text)
-    total = sum(sense.count for sense in senses)
     scores = []
     for sense, text in zip(senses, texts, strict=True):
         asked = max((_answer(sense, cue, own) for cue in cues), default=0.0)
@@ -165,7 +165,7 @@ def _scores(
         # what an action asks for is there to be seen, whatever WordNet files it under
         prior = asked + max(prior, 0.0) if asked else prior
         overlap = _overlap((text & around) - own, shared, len(senses))
-        scores.append(overlap + prior + _frequency(sense, total))
+        scores.append(overlap + prior + _frequency(sense))
     return scores
 
 
@@ -193,15 +193,14 @@ def _prior(sense: Sense, act: bool) -> float:
     )
 
 
-def _frequency(sense: Sense, total: int) -> float:
-    """How likely a sense is before anything is known: its rank, its share of the counts, its headword.
+def _frequency(sense: Sense) -> float:
+    """How likely a sense is before anything is known: by its rank, and whether the phrase is its headword.
 
     A word is rarely meant for what WordNet lists it under as a by-name only (scooter for a duck). Phrases of
     several words are rare in the texts that the ranks were counted in, so that there the headword tells more.
     """
-    share = math.log2((sense.count + COUNT_FLOOR) / (total + COUNT_FLOOR)) if total else 0.0
     weight = HEAD_WEIGHT if " " in sense.form else WORD_WEIGHT
-    return weight * _heads(sense) - RANK_WEIGHT * math.log2(sense.rank + 1) + SHARE_WEIGHT * share
+    return weight * _heads(sense) - RANK_WEIGHT * math.log2(sense.rank + 1)
 
 
 def _heads(sense: Sense) -> bool:

@@ -312,9 +312,11 @@ def _settle(
     acts = [item for item in merged if item.role == "activity"]
     if mention.source != "label":
         return rest + [replace(act, reason="activity") for act in acts]
-    acts = _merge(act for act in [*acts, *_verbs(mention, lexicon)] if act.phrase not in STOP_WORDS)
+    deeds = _deeds(mention, lexicon)
+    acts = _merge(act for act in [*acts, *_verbs(mention, lexicon), *deeds] if act.phrase not in STOP_WORDS)
     if any(item.kept for item in rest):
-        return rest + [replace(act, reason="activity of a named thing") for act in acts]
+        named, reason = {deed.phrase for deed in deeds}, "activity of a named thing"
+        return rest + [act if act.phrase in named else replace(act, reason=reason) for act in acts]
     return _merge([*rest, *_stand_ins(mention, rest, acts, lexicon)])
 
 
@@ -334,6 +336,11 @@ def _stand_ins(
     mention: Mention, dropped: Sequence[Candidate], acts: Sequence[Candidate], lexicon: Lexicon
 ) -> list[Candidate]:
     """What a class name that shows no known thing is kept by: an unknown noun, its activity, or itself."""
+    passed = [item for item in dropped if item.reason == "modifier of no thing"]
+    things = [item for item in passed if lexicon.is_concrete(item.entity)] or _overlooked(mention, lexicon)
+    if things:
+        named = {deed.phrase for deed in _deeds(mention, lexicon)}
+        return [*(replace(item, reason=None) for item in things), *(a for a in acts if a.phrase in named)]
     unknown = [item for item in dropped if item.role == "noun" and item.reason == "not a noun in WordNet"]
     unknown = [item for item in unknown if item.phrase.isalnum()]
     if unknown:
@@ -347,6 +354,18 @@ def _stand_ins(
         " ".join(words if len(words) <= MAX_KNOWN_WORDS else content[:1])
     ]
     return [Candidate(name, name, "name") for name in names]
+
+
+def _overlooked(mention: Mention, lexicon: Lexicon) -> list[Candidate]:
+    """The noun that ends a class name after its verb, where no tagger took it for one (sucking lolly)."""
+    words = (segments(mention.text) or [[]])[0]
+    if len(words) != 2 or not lexicon.is_gerund(words[0]):
+        return []
+    last, noun = words[-1], lexicon.lookup(words[-1:])
+    outside = not (FUNCTION_WORDS | STOP_WORDS | SUBJECTS).isdisjoint({last, *lexicon.forms([last])})
+    if noun is None or outside or lexicon.is_deverbal(last) or not lexicon.is_concrete(noun):
+        return []
+    return [Candidate(last, noun, "noun", taggers=frozenset({"wordnet"}))]
 
 
 def _whole(mention: Mention, lexicon: Lexicon) -> list[Candidate]:
@@ -365,6 +384,21 @@ def _verbs(mention: Mention, lexicon: Lexicon) -> list[Candidate]:
     if words and not verbs and lexicon.is_mostly_verb(words[0]):
         verbs.append(words[0])
     return [Candidate(verb, verb, "activity") for verb in verbs if verb not in FUNCTION_WORDS]
+
+
+def _deeds(mention: Mention, lexicon: Lexicon) -> list[Candidate]:
+    """Nouns of doing that a class name ends with after a noun (tennis swing), or gives in brackets (boxing).
+
+    They are named as things are, unlike the verb that a class name begins with.
+    """
+    parts = segments(mention.text)
+    asides = [words[0] for words in parts[1:] if len(words) == 1]
+    main = parts[0] if parts else []
+    verbal = bool(main) and (lexicon.is_gerund(main[0]) or lexicon.is_mostly_verb(main[0]))
+    ends = len(main) > 1 and not verbal and main[-2] not in FUNCTION_WORDS | STOP_WORDS | SUBJECTS
+    whole = any(lexicon.lookup(main[start:]) for start in range(len(main) - 1))
+    nouns = [*([main[-1]] if ends and not whole else []), *asides]
+    return [Candidate(word, word, "activity") for word in nouns if lexicon.is_deed(word)]
 
 
 def _limited(item: Candidate, limits: Limits) -> Candidate:

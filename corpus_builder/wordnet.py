@@ -16,6 +16,9 @@ from corpus_builder.config import CorpusError
 
 DOWNLOAD = "python -m nltk.downloader wordnet averaged_perceptron_tagger_eng"
 ACTION_FILES = ("noun.act", "noun.event")
+SEEN_DEEDS = ("noun.communication", "noun.process", "noun.phenomenon", "noun.state")
+"""Where WordNet files what a body does and nobody would call an act: a laugh, a yawn."""
+
 CONCRETE_FILES = (
     "noun.animal",
     "noun.artifact",
@@ -86,8 +89,7 @@ _ENDINGS = (("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"),
 class Sense:
     """One noun sense: what is needed to choose it and to describe it.
 
-    ``rank`` counts from 0, the most frequent; ``count`` is how often the form has this sense in the texts that
-    WordNet's senses were counted in (0 for most). ``signature`` holds the texts that speak of the sense: its
+    ``rank`` counts from 0, the most frequent. ``signature`` holds the texts that speak of the sense: its
     gloss, examples and lemma names, and the glosses and names of its hypernyms, hyponyms, parts and topic.
     """
 
@@ -97,7 +99,6 @@ class Sense:
     lexname: str
     rank: int
     signature: tuple[str, ...] = ()
-    count: int = 0
 
 
 _OPEN: dict[str, "Lexicon"] = {}
@@ -165,7 +166,6 @@ class Lexicon:
         self._forms: dict[str, tuple[str, ...]] = {}
         self._senses: dict[str, tuple[Sense, ...]] = {}
         self._irregular = self._read_irregular()
-        self._counts = self._read_counts()
 
     def sha256(self) -> str:
         """Hash of the noun data, the part of WordNet that decides a corpus."""
@@ -246,7 +246,11 @@ class Lexicon:
             acts = tuple(sense for sense in self.senses(form) if sense.lexname in ACTION_FILES)
             if acts:
                 return tuple(replace(act, rank=rank) for rank, act in enumerate(acts))
-        return self._derived_acts(verb, word)
+        return self._derived(verb, word, ACTION_FILES) or self._derived(verb, word, SEEN_DEEDS)
+
+    def is_deed(self, word: str) -> bool:
+        """Whether a noun is about as much a verb and may name an act (``swing``)."""
+        return self.is_deverbal(word) and any(sense.lexname in ACTION_FILES for sense in self.senses(word))
 
     def within(self, name: str) -> frozenset[str]:
         """Names of the synsets that the named one is a kind of, itself included."""
@@ -276,21 +280,6 @@ class Lexicon:
             rows = [line.split() for line in stream.read().splitlines()]
         return {row[0]: row[1] for row in rows if len(row) > 1}
 
-    def _read_counts(self) -> dict[str, int]:
-        """Tag count by sense key; WordNet's data without the file of counts has none."""
-        try:
-            with self._reader.open("cntlist.rev") as stream:
-                rows = [line.split() for line in stream.read().splitlines()]
-        except OSError:
-            return {}
-        return {row[0]: int(row[2]) for row in rows if "%1:" in row[0]}
-
-    def _count(self, synset: Any, form: str) -> int:
-        keys = [
-            lemma.key() for lemma in synset.lemmas() if lemma.name().lower() == form.replace(" ", "_").lower()
-        ]
-        return max((self._counts.get(key, 0) for key in keys), default=0)
-
     def _noun_forms(self, phrase: str) -> tuple[str, ...]:
         if phrase not in self._forms:
             self._forms[phrase] = self._find_forms(phrase.split())
@@ -305,7 +294,19 @@ class Lexicon:
                 if form in _OWN_PLURALS and form in self._irregular:
                     return (self._irregular[form],)
                 return (form, *(self._singulars(form) if form == written else ()))
-        return ()
+        return self._find_deed(words) if len(words) > 1 else ()
+
+    def _find_deed(self, words: list[str]) -> tuple[str, ...]:
+        """``bench pressing`` by ``bench press``, if that is something done; ``car parking`` is no car park."""
+        *before, last = words
+        verb = self.verb_lemma(last) if last.endswith("ing") else None
+        if verb is None or verb == last:
+            return ()
+        # morphy is content with the first base it knows, and takes "swinging" for "to swinge"
+        base = last[:-3] if self.verb_lemma(last[:-3]) == last[:-3] else verb
+        forms = self._find_forms([*before, base])
+        done = any(s.lexname() in ACTION_FILES for form in forms[:1] for s in self._reader.synsets(form, "n"))
+        return forms if done else ()
 
     def _is_person(self, form: str) -> bool:
         # "side kick" is no sidekick: two words written as one rarely name the same person
@@ -339,24 +340,16 @@ class Lexicon:
         texts += [text for other in near for text in (other.definition(), *other.lemma_names())]
         texts += [name for other in synset.hyponyms() for name in other.lemma_names()]
         signature = tuple(text.replace("_", " ") for text in texts)
-        return Sense(
-            synset.name(),
-            form,
-            synset.definition(),
-            synset.lexname(),
-            rank,
-            signature,
-            self._count(synset, form),
-        )
+        return Sense(synset.name(), form, synset.definition(), synset.lexname(), rank, signature)
 
-    def _derived_acts(self, verb: str, word: str) -> tuple[Sense, ...]:
+    def _derived(self, verb: str, word: str, files: tuple[str, ...]) -> tuple[Sense, ...]:
         found: dict[str, Sense] = {}
         for synset in self._reader.synsets(verb, "v"):
             for lemma in synset.lemmas():
                 if lemma.name() != verb:
                     continue
                 for other in (form.synset() for form in lemma.derivationally_related_forms()):
-                    if other.lexname() in ACTION_FILES:
+                    if other.lexname() in files:
                         found.setdefault(other.name(), self._describe(other, word, len(found)))
         return tuple(found.values())
 
