@@ -9,9 +9,10 @@ from typing import Any
 
 from corpus_builder import artifact
 from corpus_builder.config import BODY_PARTS, SOURCES, CorpusConfig, CorpusError, check_templates
-from corpus_builder.disambiguate import Choice, disambiguate
+from corpus_builder.disambiguate import Choice
 from corpus_builder.entities import Found, Gathered, gather, judge, merge_pairs
 from corpus_builder.mine import Candidate, Limits, mine, reasons
+from corpus_builder.senses import Chooser, load_chooser
 from corpus_builder.sources import (
     LabelFile,
     Mention,
@@ -21,7 +22,7 @@ from corpus_builder.sources import (
     read_labels,
 )
 from corpus_builder.tables import candidate_table, entity_table, merge_table, sense_table, with_embeddings
-from corpus_builder.taggers import Tagger, load_taggers, tokenise
+from corpus_builder.taggers import Tagger, load_taggers
 from corpus_builder.wordlists import read_list
 from corpus_builder.wordnet import Lexicon, open_lexicon
 
@@ -88,23 +89,32 @@ class BuildReport:
     seconds: dict[str, float]
 
 
-def mine_corpus(inputs: Inputs, config: CorpusConfig, say: Say = lambda line: None) -> MineReport:
+def mine_corpus(
+    inputs: Inputs,
+    config: CorpusConfig,
+    say: Say = lambda line: None,
+    *,
+    device: str = "auto",
+    encoder: Any = None,
+) -> MineReport:
     """Find and disambiguate the entities of labels, their expansions and captions, and add the body parts.
 
+    ``device`` and ``encoder`` serve a learned strategy, see :func:`corpus_builder.senses.load_chooser`.
     Raises :class:`CorpusError` on bad input files or missing WordNet, tagger or spaCy data.
     """
     labels = _read_labels(inputs)
     say("loading WordNet and the taggers")
     lexicon = open_lexicon(inputs.nltk_data)
     taggers = load_taggers(config, lexicon, inputs.nltk_data)
+    choose = load_chooser(lexicon, config, device, encoder)
     allow, deny = read_list(inputs.allow, "--allow"), read_list(inputs.deny, "--deny")
     limits = Limits(config.max_words, config.min_letters, allow.phrases, deny.phrases)
     counter: Counter[str] = Counter()
-    found = list(_from_labels(labels, taggers, lexicon, config, limits, counter))
+    found = list(_from_labels(labels, taggers, lexicon, choose, limits, counter))
     if inputs.captions is not None:
         say("mining captions")
         captions = iter_captions(inputs.captions, inputs.caption_column)
-        found += _from_captions(captions, taggers, lexicon, config, limits, counter)
+        found += _from_captions(captions, taggers, lexicon, choose, config.min_count, limits, counter)
     found = judge(found, allow, deny)
     found += _body_parts(lexicon) if config.body_parts else []
     covered = {item.label for item in found if item.candidate.kept}
@@ -148,7 +158,10 @@ def build_corpus(
     check_model(model, pretrained)
     choose_device(device)
     clock = _Clock()
-    report = mine_corpus(inputs, config, say)
+    # a CLIP that reads glosses is needed before mining; otherwise a big model waits until mining has gone well
+    early = config.strategy == "clip" and config.sense_model is None
+    encoder = load_text_encoder(model, pretrained, device) if early else None
+    report = mine_corpus(inputs, config, say, device=device, encoder=encoder)
     gathered = gather(report.found)
     if not gathered.entities:
         raise CorpusError(
@@ -156,7 +169,7 @@ def build_corpus(
         )
     clock.lap("mine")
     say(f"{len(gathered.entities)} entities from {report.mentions} mentions; loading {model}")
-    encoder = load_text_encoder(model, pretrained, device)
+    encoder = encoder or load_text_encoder(model, pretrained, device)
     clock.lap("load model")
     say("embedding")
     texts = [entity.text for entity in gathered.entities]
@@ -333,43 +346,25 @@ def _from_labels(
     labels: LabelFile,
     taggers: Sequence[Tagger],
     lexicon: Lexicon,
-    config: CorpusConfig,
+    choose: Chooser,
     limits: Limits,
     counter: Counter[str],
 ) -> Iterator[Found]:
     for mention, candidates in mine(label_mentions(labels), taggers, lexicon, limits):
         counter["mentions"] += 1
-        context = _context(lexicon, mention)
+        same = mention.context == mention.text
+        text = mention.text if same else f"{mention.context} {mention.text}"
         for candidate in candidates:
-            choice = _choose(candidate, lexicon, context, config) if candidate.kept else Choice(None, 0.0)
+            choice = choose(candidate, text)
             yield Found(mention.label, candidate, mention.source, choice, contexts=(mention.text,))
-
-
-def _context(lexicon: Lexicon, mention: Mention) -> frozenset[str]:
-    words = tokenise(f"{mention.context} {mention.text}")
-    return lexicon.lemmas(word for word in words if word.isalnum())
-
-
-def _choose(candidate: Candidate, lexicon: Lexicon, context: Iterable[str], config: CorpusConfig) -> Choice:
-    act = candidate.role in ("activity", "whole")
-    if candidate.role in ("compound", "name"):
-        return Choice(None, 0.0)
-    senses = (
-        lexicon.activity(candidate.phrase)
-        if candidate.role == "activity"
-        else lexicon.senses(candidate.entity)
-    )
-    if candidate.role == "head" and candidate.within:
-        kinds = {kind for whole in lexicon.senses(candidate.within) for kind in lexicon.within(whole.name)}
-        senses = tuple(sense for sense in senses if sense.name in kinds) or senses
-    return disambiguate(candidate.entity, senses, context, config.strategy, act=act)
 
 
 def _from_captions(
     captions: Iterable[str],
     taggers: Sequence[Tagger],
     lexicon: Lexicon,
-    config: CorpusConfig,
+    choose: Chooser,
+    min_count: int,
     limits: Limits,
     counter: Counter[str],
 ) -> list[Found]:
@@ -385,9 +380,9 @@ def _from_captions(
             counts[key] += 1
             first.setdefault(key, candidate)
             if candidate.kept and len(votes.setdefault(key, [])) < CAPTION_CONTEXTS:
-                votes[key].append(_choose(candidate, lexicon, _context(lexicon, mention), config))
+                votes[key].append(choose(candidate, mention.text))
     return [
-        _caption_find(first[key], votes.get(key, []), counts[key], config.min_count)
+        _caption_find(first[key], votes.get(key, []), counts[key], min_count)
         for key in sorted(counts, key=lambda key: (key[0], key[1], key[2] or ""))
     ]
 

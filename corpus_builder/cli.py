@@ -44,7 +44,14 @@ Taggers = Annotated[
         "--taggers", help="Who proposes noun phrases: both, spacy, nltk, or wordnet (coarse, no data)."
     ),
 ]
-Strategy = Annotated[str, typer.Option("--strategy", help="How a sense is chosen: extended, lesk or first.")]
+Strategy = Annotated[
+    str, typer.Option("--strategy", help="How a sense is chosen: extended, lesk, first, clip or t5.")
+]
+SenseModel = Annotated[
+    str | None,
+    typer.Option("--sense-model", help="Model of --strategy clip or t5 [default: the build's own]."),
+]
+SensePretrained = Annotated[str | None, typer.Option("--sense-pretrained", help="Its weights, for clip.")]
 BodyParts = Annotated[bool, typer.Option("--body-parts/--no-body-parts", help="Add the parts of the body.")]
 MinCount = Annotated[int, typer.Option("--min-count", help="Captions an entity must be found in.")]
 MaxWords = Annotated[int, typer.Option("--max-words", help="Longest entity, in words.")]
@@ -146,6 +153,8 @@ def mine_cli(
     spacy_model: SpacyModel = DEFAULT_SPACY_MODEL,
     taggers: Taggers = "both",
     strategy: Strategy = "extended",
+    sense_model: SenseModel = None,
+    sense_pretrained: SensePretrained = None,
     body_parts: BodyParts = True,
     min_count: MinCount = 1,
     max_words: MaxWords = 4,
@@ -178,6 +187,8 @@ def build_cli(
     spacy_model: SpacyModel = DEFAULT_SPACY_MODEL,
     taggers: Taggers = "both",
     strategy: Strategy = "extended",
+    sense_model: SenseModel = None,
+    sense_pretrained: SensePretrained = None,
     body_parts: BodyParts = True,
     min_count: MinCount = 1,
     max_words: MaxWords = 4,

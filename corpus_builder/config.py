@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 TAGGER_CHOICES = ("both", "spacy", "nltk", "wordnet")
-STRATEGIES = ("extended", "lesk", "first")
+LEARNED_STRATEGIES = ("clip", "t5")
+STRATEGIES = ("extended", "lesk", "first", *LEARNED_STRATEGIES)
 SOURCES = ("label", "caption", "expansion", "body_part")
 KINDS = (
     "object",
@@ -94,7 +95,12 @@ class CorpusConfig:
     spacy_model: str = DEFAULT_SPACY_MODEL
     """Installed spaCy pipeline, or a path to one; read when ``taggers`` is ``both`` or ``spacy``."""
     strategy: str = "extended"
-    """How a WordNet sense is chosen: ``extended`` (this package's Lesk), ``lesk`` (NLTK's) or ``first``."""
+    """How a WordNet sense is chosen: ``extended`` (this package's Lesk), ``lesk`` (NLTK's), ``first``,
+    ``clip`` (cosine of gloss and text in a CLIP's space) or ``t5`` (a tuned T5; extra ``wsd``)."""
+    sense_model: str | None = None
+    """Model of ``clip`` (as ``--model``; a build takes its own by default) or ``t5`` (hub id or folder)."""
+    sense_pretrained: str | None = None
+    """Weights of ``clip``, as ``--pretrained``."""
     body_parts: bool = True
     """Whether the body parts of ``BODY_PARTS`` are added."""
     min_count: int = 1
@@ -114,6 +120,8 @@ class CorpusConfig:
         for option, value in (("--min-count", self.min_count), ("--max-words", self.max_words)):
             if value < 1:
                 raise CorpusError(f"{option} is {value}, expected at least 1")
+        if self.sense_model is not None and self.strategy not in LEARNED_STRATEGIES:
+            raise CorpusError(f"--sense-model is for --strategy clip or t5, got --strategy {self.strategy}")
         if self.merge_above is not None and not 0 < self.merge_above <= 1:
             raise CorpusError(f"--merge-above is {self.merge_above}, expected a cosine above 0, at most 1")
         if not self.spacy_model:

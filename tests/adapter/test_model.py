@@ -70,6 +70,13 @@ def encode(model, batch):
         return model(batch, make_entities(), make_labels())
 
 
+def encode_double(model, batch):
+    """In float64: float32 kernels of some processors differ by more than rounding between batch sizes."""
+    doubles = batch.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    with torch.no_grad():
+        return model.double()(doubles, make_entities().double(), make_labels().double())
+
+
 def straight_through(noise="never", scale=5.0, tau=0.7):
     return Alignment(scale, learn_scale=True, tau=tau, noise=noise)
 
@@ -141,9 +148,9 @@ def test_without_noise_every_token_gets_its_best_entity():
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_permuting_videos_permutes_predictions(form):
     model, batch, order = make_model(**form), make_batch(4), torch.tensor([2, 0, 3, 1])
-    whole = encode(model, batch).logits
-    torch.testing.assert_close(encode(model, batch.map(lambda t: t[order])).logits, whole[order])
-    torch.testing.assert_close(encode(model, batch.map(lambda t: t[:1])).logits, whole[:1])
+    whole = encode_double(model, batch).logits
+    torch.testing.assert_close(encode_double(model, batch.map(lambda t: t[order])).logits, whole[order])
+    torch.testing.assert_close(encode_double(model, batch.map(lambda t: t[:1])).logits, whole[:1])
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
