@@ -60,6 +60,7 @@ Allow = Annotated[
     typer.Option("--allow", help="Text file: phrases and synsets to keep whatever speaks against."),
 ]
 Deny = Annotated[Path | None, typer.Option("--deny", help="Text file: phrases and synsets never to keep.")]
+Index = Annotated[str, typer.Option("--index", help="FAISS index: flat (exact), ivf, hnsw, or auto by size.")]
 MergeAbove = Annotated[
     float | None,
     typer.Option("--merge-above", help="Cosine from which two entities are one [default: never]."),
@@ -196,6 +197,7 @@ def build_cli(
     allow: Allow = None,
     deny: Deny = None,
     merge_above: MergeAbove = None,
+    index: Index = "auto",
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 TAGGER_CHOICES = ("both", "spacy", "nltk", "wordnet")
 LEARNED_STRATEGIES = ("clip", "t5")
 STRATEGIES = ("extended", "lesk", "first", *LEARNED_STRATEGIES)
+INDEX_CHOICES = ("auto", "flat", "ivf", "hnsw")
 SOURCES = ("label", "caption", "expansion", "body_part")
 KINDS = (
     "object",
@@ -109,6 +110,8 @@ class CorpusConfig:
     """Longest entity, in words."""
     min_letters: int = 2
     """Shortest entity, in characters."""
+    index: str = "auto"
+    """FAISS index: ``flat`` (exact), ``ivf``, ``hnsw``, or ``auto`` by size."""
     merge_above: float | None = None
     """Cosine of two embeddings from which they are one entity; None (the default) merges none, since the
     right threshold depends on the model."""
@@ -116,6 +119,7 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         """Check every option; raises :class:`CorpusError`."""
         check_choice("--taggers", self.taggers, TAGGER_CHOICES)
+        check_choice("--index", self.index, INDEX_CHOICES)
         check_choice("--strategy", self.strategy, STRATEGIES)
         for option, value in (("--min-count", self.min_count), ("--max-words", self.max_words)):
             if value < 1:

@@ -1,7 +1,8 @@
 """Unit vectors -> FAISS inner-product index; search; and the same search by brute force.
 
 On unit vectors the inner product is the cosine, larger is nearer. Corpora hold 1e3 to 1e5 entities, so the
-index is exact. torch is imported before faiss everywhere: the other order crashes with some CUDA builds.
+index is exact unless asked otherwise; an approximate one is measured against exact search when it is built, and
+refused below ``MIN_RECALL``. torch is imported before faiss everywhere: the other order crashes with some CUDA builds.
 """
 
 from dataclasses import dataclass
@@ -12,9 +13,13 @@ import numpy as np
 import torch  # noqa: F401  before faiss, see above
 from jaxtyping import Float, Int
 
-from corpus_builder.config import CorpusError
+from corpus_builder.config import INDEX_CHOICES, CorpusError, check_choice
 
 UNIT_TOLERANCE = 1e-3
+EXACT_UP_TO = 200_000
+MIN_RECALL = 0.99
+PROBES = 1000
+TIES = 16
 
 
 @dataclass(frozen=True)
@@ -25,14 +30,116 @@ class Hits:
     scores: Float[np.ndarray, "queries k"]
 
 
-def build_index(vectors: Float[np.ndarray, "entities dim"]) -> Any:
-    """A FAISS ``IndexFlatIP`` over unit vectors, row i under id i; else :class:`CorpusError`."""
+@dataclass(frozen=True)
+class Built:
+    """An index, its kind, and how often its best hit is the exact one (``recall_at_1``, from 0 to 1)."""
+
+    index: Any
+    kind: str
+    recall_at_1: float
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a manifest keeps of it."""
+        return {"kind": self.kind, "recall_at_1": round(self.recall_at_1, 4)}
+
+
+def build_index(vectors: Float[np.ndarray, "entities dim"], kind: str = "auto") -> Built:
+    """A FAISS inner-product index over unit vectors, row i under id i.
+
+    Args:
+        vectors: unit rows.
+        kind: ``flat`` (exact), ``ivf``, ``hnsw``, or ``auto``: flat up to ``EXACT_UP_TO`` rows, then ivf.
+
+    Raises:
+        CorpusError: vectors that are not of unit length, or an index whose recall@1 against exact search, on
+            queries near to rows (``probe_queries``), is under ``MIN_RECALL``.
+    """
+    check_unit(vectors)
+    check_choice("--index", kind, INDEX_CHOICES)
+    rows = np.ascontiguousarray(vectors, dtype=np.float32)
+    if kind == "auto":
+        kind = "flat" if len(rows) <= EXACT_UP_TO else "ivf"
+    index = {"flat": _flat, "ivf": _ivf, "hnsw": _hnsw}[kind](rows)
+    recall = 1.0 if kind == "flat" else _recall_at_1(index, rows)
+    if recall < MIN_RECALL:
+        raise CorpusError(
+            f"--index {kind} finds the nearest entity for {recall:.1%} of the queries, expected at least"
+            f" {MIN_RECALL:.0%}; use --index flat, which is exact"
+        )
+    return Built(index, kind, recall)
+
+
+def probe_queries(vectors: Float[np.ndarray, "entities dim"]) -> Float[np.ndarray, "queries dim"]:
+    """Unit queries near to at most ``PROBES`` rows (cosine about 0.9), drawn with a fixed seed."""
+    rng = np.random.default_rng(0)
+    rows = vectors[np.sort(rng.choice(len(vectors), min(PROBES, len(vectors)), replace=False))]
+    noise = rng.normal(size=rows.shape)
+    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+    queries = rows + 0.5 * noise
+    return (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
+
+
+def on_gpu(index: Any) -> Any:
+    """The index on the first GPU where ``faiss-gpu`` is installed and finds one, else as it is."""
     import faiss
 
-    check_unit(vectors)
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(np.ascontiguousarray(vectors, dtype=np.float32))
+    if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
+        return index
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+
+
+def _flat(rows: Float[np.ndarray, "entities dim"]) -> Any:
+    import faiss
+
+    index = faiss.IndexFlatIP(rows.shape[1])
+    index.add(rows)
     return index
+
+
+def _ivf(rows: Float[np.ndarray, "entities dim"]) -> Any:
+    """Cells of about the square root of the rows; as many are looked into as the recall asks for."""
+    import faiss
+
+    cells = max(1, int(np.sqrt(len(rows))))
+    index = faiss.IndexIVFFlat(
+        faiss.IndexFlatIP(rows.shape[1]), rows.shape[1], cells, faiss.METRIC_INNER_PRODUCT
+    )
+    index.cp.seed = 0
+    # a warning about few training points says nothing here: the rows are all there is
+    index.cp.min_points_per_centroid = 1
+    index.train(rows)
+    index.add(rows)
+    index.nprobe = 1
+    while index.nprobe < cells and _recall_at_1(index, rows) < MIN_RECALL:
+        index.nprobe = min(cells, 2 * index.nprobe)
+    return index
+
+
+def _hnsw(rows: Float[np.ndarray, "entities dim"]) -> Any:
+    """Grown by one thread, since the graph depends on the order in which rows arrive."""
+    import faiss
+
+    index = faiss.IndexHNSWFlat(rows.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = 200
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        index.add(rows)
+    finally:
+        faiss.omp_set_num_threads(threads)
+    index.hnsw.efSearch = 16
+    while index.hnsw.efSearch < len(rows) and _recall_at_1(index, rows) < MIN_RECALL:
+        index.hnsw.efSearch *= 2
+    return index
+
+
+def _recall_at_1(index: Any, rows: Float[np.ndarray, "entities dim"]) -> float:
+    """Share of queries whose best hit scores as high as the exact one (equal rows count as found)."""
+    queries = probe_queries(rows)
+    best, _ = _flat(rows).search(queries, 1)
+    scores, _ = index.search(queries, 1)
+    return float(np.mean(scores[:, 0] >= best[:, 0] - 1e-6))
 
 
 def check_unit(vectors: Float[np.ndarray, "rows dim"]) -> None:
@@ -64,10 +171,33 @@ def read_index(path: Path) -> Any:
 
 
 def search(index: Any, queries: Float[np.ndarray, "queries dim"], k: int) -> Hits:
-    """The k nearest rows of each unit query; fewer where the index holds fewer."""
+    """The k nearest rows of each unit query; fewer where the index holds fewer.
+
+    An approximate index may find fewer than k; the missing ones have id -1 and a score of minus infinity.
+    """
     wanted = min(k, index.ntotal)
-    scores, ids = index.search(np.ascontiguousarray(queries, dtype=np.float32), index.ntotal)
-    return _ordered(ids, scores, wanted)
+    # an exact index is asked for a few more, so that rows which tie with the last are ordered by id too
+    asked = min(index.ntotal, wanted + TIES)
+    scores, ids = index.search(np.ascontiguousarray(queries, dtype=np.float32), asked)
+    while asked < index.ntotal and np.any(scores[:, wanted - 1] == scores[:, -1]):
+        asked = min(index.ntotal, 2 * asked)
+        scores, ids = index.search(np.ascontiguousarray(queries, dtype=np.float32), asked)
+    return _ordered(ids, np.where(ids < 0, -np.inf, scores).astype(np.float32), wanted)
+
+
+def check_belongs(index: Any, vectors: Float[np.ndarray, "entities dim"], where: str) -> None:
+    """Raise :class:`CorpusError` unless the index holds these very rows (sizes, and some rows compared)."""
+    remake = "make the corpus again with `corpus-builder build`"
+    if (index.ntotal, index.d) != vectors.shape:
+        raise CorpusError(
+            f"{where}: the index holds {index.ntotal} vectors of {index.d}, expected"
+            f" {' of '.join(map(str, vectors.shape))}; {remake}"
+        )
+    if hasattr(index, "make_direct_map"):
+        index.make_direct_map()
+    for row in sorted({0, len(vectors) // 2, len(vectors) - 1}) if len(vectors) else ():
+        if not np.allclose(index.reconstruct(int(row)), vectors[row], atol=1e-5):
+            raise CorpusError(f"{where}: the index belongs to another table (row {row} differs); {remake}")
 
 
 def search_brute_force(

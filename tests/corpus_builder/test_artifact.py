@@ -41,7 +41,7 @@ def entities():
 
 def write(folder, **kwargs):
     return artifact.write_corpus(
-        folder, entities(), index_bytes(build_index(VECTORS)), NOTHING_TOLD, FACTS, **kwargs
+        folder, entities(), index_bytes(build_index(VECTORS).index), NOTHING_TOLD, FACTS, **kwargs
     )
 
 

@@ -173,7 +173,7 @@ def tiny_corpus(folder, name, pretrained=None):
     artifact.write_corpus(
         folder,
         entity_table(gathered.entities, vectors, lambda sense: "object"),
-        index_bytes(build_index(vectors)),
+        index_bytes(build_index(vectors).index),
         {
             artifact.SENSES: sense_table(gathered.entities),
             artifact.MERGED: merge_table(gathered),
@@ -246,7 +246,7 @@ def test_an_index_of_other_vectors_is_refused(tiny_clip, tmp_path):
     corpus = tiny_corpus(tmp_path / "c", tiny_clip)
     path = corpus.folder / artifact.INDEX
     wide = np.eye(64, dtype=np.float32)[:1]
-    other = index_bytes(build_index(wide))
+    other = index_bytes(build_index(wide).index)
     assert len(other) == path.stat().st_size
     path.write_bytes(other)
     with pytest.raises(CorpusError, match="holds 1 vectors of 64, expected 2 of 32"):
