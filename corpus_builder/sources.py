@@ -3,8 +3,10 @@
 import csv
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,18 @@ ALIKE: dict[tuple[str, ...], tuple[str, ...]] = {
 """What such columns are called elsewhere: not read unasked, but worth a hint."""
 
 CAPTION_BATCH = 4096
+MAX_CAPTION = 2000
+"""Longest caption, in characters; what is longer is no caption but a document or a broken file."""
+MAX_LINE = 1 << 16
+"""Longest line of a caption file, in bytes; the rest of a longer one is passed over, never held."""
+SAMPLE = 1000
+"""Rows looked at before the first caption is given, to tell another encoding from a few broken rows."""
 RECODE = "save it as UTF-8, for example with `iconv -f LATIN1 -t UTF-8`"
 
 # "applyEye" -> "apply Eye"; "TVShow" -> "TV Show", while "DVDs" stays whole.
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z](?!s\b)[a-z])")
 _SEPARATORS = re.compile(r"[\s_\-/]+")
+_LATIN = re.compile(r"[A-Za-z]")
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,57 @@ class LabelFile:
     expansions: dict[str, tuple[str, ...]]
 
 
+@dataclass
+class Captions:
+    """The captions of one file, read as they are asked for; ``skipped`` counts the rows that hold none.
+
+    After a whole pass, captions given + ``skipped`` rows == ``rows``. Reasons: ``blank``, ``not UTF-8``,
+    ``NUL byte``, ``too long`` (over ``MAX_CAPTION`` characters), ``no Latin letters``, and by format ``ragged
+    row``, ``broken CSV``, ``broken JSON``, ``no text``.
+    """
+
+    path: Path
+    column: str | None = None
+    skipped: Counter[str] = field(default_factory=Counter)
+    rows: int = 0
+
+    def __iter__(self) -> Iterator[str]:
+        """Raises :class:`CorpusError` as :func:`read_labels` does, or if nothing but skipped rows is there."""
+        self.skipped.clear()
+        self.rows = 0
+        stream = _caption_rows(self.path, self.column)
+        sample = list(islice(stream, SAMPLE))
+        broken = sum(row.reason == NOT_UTF8 for row in sample)
+        if sample and 2 * broken >= len(sample):
+            raise CorpusError(
+                f"--captions {self.path.name}: {broken} of the first {len(sample)} rows are not UTF-8; {RECODE}"
+            )
+        for row in chain(sample, stream):
+            self.rows += 1
+            text, reason = (None, row.reason) if row.reason else _as_caption(row.text)
+            if text is None:
+                self.skipped[reason or "blank"] += 1
+            else:
+                yield text
+        if self.rows == self.skipped.total():
+            told = ", ".join(f"{number} {reason}" for reason, number in sorted(self.skipped.items()))
+            raise CorpusError(
+                f"--captions {self.path.name} holds no caption, expected at least one"
+                + (f" (rows passed over: {told})" if told else "")
+            )
+
+
+NOT_UTF8 = "not UTF-8"
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The text of one row of a caption file, or why it has none."""
+
+    text: str = ""
+    reason: str | None = None
+
+
 def clean_name(text: str) -> str:
     """Lower-case words of a class name: ``ApplyEyeMakeup`` and ``apply_eye-makeup`` -> ``apply eye makeup``.
 
@@ -63,10 +123,10 @@ def clean_name(text: str) -> str:
 
 
 def read_labels(path: Path, column: str | None = None) -> LabelFile:
-    """Classes from a ``.txt`` (one per line), ``.csv`` or ``.json`` file.
+    """Classes from a ``.txt`` (one per line), ``.csv``, ``.json``, ``.jsonl`` or ``.parquet`` file.
 
-    CSV: the column ``name`` or ``label``, or ``column``. JSON: a list of names, or a dict from name to
-    phrases.
+    CSV, JSON lines, Parquet: the column ``name`` or ``label``, or ``column``. JSON: a list of names, or a
+    dict from name to phrases.
     Raises :class:`CorpusError` on a missing, empty or unreadable file, an unknown column, or duplicates.
     """
     _require_file(path, "--labels")
@@ -78,8 +138,12 @@ def read_labels(path: Path, column: str | None = None) -> LabelFile:
         names, ids = _labels_from_csv(path, column)
     elif suffix == ".txt":
         names, ids = [line for line in _lines(path) if line], None
+    elif suffix in (".jsonl", ".parquet"):
+        names, ids = _labels_from_rows(path, column), None
     else:
-        raise CorpusError(f"--labels {path.name}: got '{path.suffix}', expected a .txt, .csv or .json file")
+        raise CorpusError(
+            f"--labels {path.name}: got '{path.suffix}', expected a .txt, .csv, .json, .jsonl or .parquet file"
+        )
     return LabelFile(_as_labels(path, names, ids), expansions)
 
 
@@ -106,27 +170,14 @@ def read_expansions(path: Path, labels: Sequence[Label]) -> dict[str, tuple[str,
     return {names[key]: _phrases(path, key, value) for key, value in data.items()}
 
 
-def iter_captions(path: Path, column: str | None = None) -> Iterator[str]:
-    """Stream captions from a ``.txt`` (one per line), ``.csv`` or ``.parquet`` file, but for blank ones.
+def iter_captions(path: Path, column: str | None = None) -> Captions:
+    """Captions of a ``.txt`` (one per line), ``.csv``, ``.jsonl`` or ``.parquet`` file, streamed and counted.
 
-    The column is ``caption`` or ``text`` unless given. Raises :class:`CorpusError` as :func:`read_labels`
-    does.
+    The column is ``caption`` or ``text`` unless given. Rows without a usable caption are counted
+    (:class:`Captions`). Raises :class:`CorpusError` as :func:`read_labels` does, or when half of the first
+    rows are not UTF-8.
     """
-    _require_file(path, "--captions")
-    readers = {".txt": lambda: _lines(path), ".csv": lambda: _csv_column(path, column, CAPTION_COLUMNS)}
-    readers[".parquet"] = lambda: _parquet_column(path, column)
-    suffix = path.suffix.lower()
-    if suffix not in readers:
-        raise CorpusError(
-            f"--captions {path.name}: got '{path.suffix}', expected a .txt, .csv or .parquet file"
-        )
-    found = False
-    for caption in readers[suffix]():
-        if caption.strip():
-            found = True
-            yield _SEPARATORS.sub(" ", caption).strip()
-    if not found:
-        raise CorpusError(f"--captions {path.name} holds no caption, expected at least one")
+    return Captions(path, column)
 
 
 def label_mentions(file: LabelFile) -> list[Mention]:
@@ -146,6 +197,192 @@ def _require_file(path: Path, option: str) -> None:
         raise CorpusError(f"{option} {path.name}: the file is empty")
 
 
+def _as_caption(text: str) -> tuple[str | None, str | None]:
+    """The caption with single spaces, or None and why it is none."""
+    if "\0" in text:
+        return None, "NUL byte"
+    if len(text) > MAX_CAPTION:
+        return None, "too long"
+    text = _SEPARATORS.sub(" ", text).strip()
+    if not text:
+        return None, "blank"
+    return (text, None) if _LATIN.search(text) else (None, "no Latin letters")
+
+
+def _caption_rows(path: Path, column: str | None) -> Iterator[_Row]:
+    _require_file(path, "--captions")
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return _parquet_rows(path, column, CAPTION_COLUMNS, "--captions", "--caption-column")
+    readers = {".csv": _csv_rows, ".jsonl": _json_rows}
+    if suffix == ".txt":
+        return _text_rows(path)
+    if suffix in readers:
+        return readers[suffix](path, column, CAPTION_COLUMNS, "--caption-column")
+    raise CorpusError(
+        f"--captions {path.name}: got '{path.suffix}', expected a .txt, .csv, .jsonl or .parquet file"
+    )
+
+
+def _raw_lines(path: Path) -> Iterator[bytes | None]:
+    """Lines as bytes without their end, None for one over ``MAX_LINE``; holds no more than that of one."""
+    with path.open("rb") as stream:
+        head = stream.read(4)
+        if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise CorpusError(f"{path.name} is UTF-16, expected UTF-8; save it with `iconv -f UTF-16 -t UTF-8`")
+        stream.seek(3 if head[:3] == b"\xef\xbb\xbf" else 0)
+        while line := stream.readline(MAX_LINE):
+            if line.endswith(b"\n") or len(line) < MAX_LINE:
+                yield line.rstrip(b"\r\n")
+                continue
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(MAX_LINE)
+            yield None
+
+
+def _text_rows(path: Path) -> Iterator[_Row]:
+    for line in _raw_lines(path):
+        if line is None:
+            yield _Row(reason="too long")
+            continue
+        try:
+            yield _Row(line.decode())
+        except UnicodeDecodeError:
+            yield _Row(reason=NOT_UTF8)
+
+
+def _csv_rows(path: Path, column: str | None, defaults: tuple[str, ...], option: str) -> Iterator[_Row]:
+    """One row per record; bytes that are not UTF-8 pass the CSV reader as lone surrogates."""
+    long: list[int] = []
+    reader = csv.reader(_csv_lines(path, long))
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise CorpusError(f"{path.name} cannot be read as CSV: {error}; save it as CSV again") from None
+    header = [name.encode(errors="replace").decode() for name in header]
+    chosen = header.index(_choose_column(path, header, column, defaults, option))
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error:
+            yield _Row(reason="broken CSV")
+            continue
+        yield from (_Row(reason="too long") for _ in range(len(long)))
+        long.clear()
+        if row is None:
+            return
+        yield _csv_row(row, chosen, len(header))
+
+
+def _csv_lines(path: Path, long: list[int]) -> Iterator[str]:
+    for number, line in enumerate(_raw_lines(path)):
+        if line is None:
+            long.append(number)
+        else:
+            yield line.decode(errors="surrogateescape") + "\n"
+
+
+def _csv_row(row: Sequence[str], chosen: int, width: int) -> _Row:
+    if not any(row):
+        return _Row()
+    if len(row) != width:
+        return _Row(reason="ragged row")
+    try:
+        row[chosen].encode()
+    except UnicodeEncodeError:
+        return _Row(reason=NOT_UTF8)
+    return _Row(row[chosen])
+
+
+def _json_rows(path: Path, column: str | None, defaults: tuple[str, ...], option: str) -> Iterator[_Row]:
+    """One row per line: a string, or an object whose column holds one; the first object settles which."""
+    chosen = None
+    for row in _text_rows(path):
+        if row.reason or not row.text.strip():
+            yield row
+            continue
+        try:
+            value = json.loads(row.text)
+        except (ValueError, RecursionError):
+            yield _Row(reason="broken JSON")
+            continue
+        if isinstance(value, dict):
+            chosen = chosen or _choose_column(path, list(value), column, defaults, option)
+            value = value.get(chosen)
+        yield _json_row(value)
+
+
+def _json_row(value: object) -> _Row:
+    if not isinstance(value, str):
+        return _Row(reason="no text")
+    try:
+        value.encode()  # JSON may spell half of a surrogate pair
+    except UnicodeEncodeError:
+        return _Row(reason=NOT_UTF8)
+    return _Row(value)
+
+
+def _parquet_rows(
+    path: Path, column: str | None, defaults: tuple[str, ...], option: str, column_option: str
+) -> Iterator[_Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise CorpusError(f"{option} {path.name} is not a Parquet file: {error}; copy it again") from None
+    chosen = _choose_column(path, table.schema_arrow.names, column, defaults, column_option)
+    try:
+        for batch in table.iter_batches(batch_size=CAPTION_BATCH, columns=[chosen]):
+            yield from (_cell(path, chosen, value, option) for value in _cells(batch.column(0)))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise CorpusError(
+            f"{option} {path.name} is cut or damaged: {str(error).strip()}; copy or make it again"
+        ) from None
+
+
+def _cells(column: Any) -> list[Any]:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    # as bytes: pyarrow itself does not check that strings are UTF-8, and Python would stop at the first
+    kinds = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    return column.cast(kinds.get(column.type, column.type)).to_pylist()
+
+
+def _cell(path: Path, column: str, value: object, option: str) -> _Row:
+    if value is None or isinstance(value, str):
+        return _Row(value or "")
+    if isinstance(value, bytes):
+        try:
+            return _Row(value.decode())
+        except UnicodeDecodeError:
+            return _Row(reason=NOT_UTF8)
+    raise CorpusError(
+        f"{option} {path.name}: column '{column}' holds {_kind(value)}, expected text: choose another with"
+        f" {option[:-1]}-column"
+    )
+
+
+def _labels_from_rows(path: Path, column: str | None) -> list[str]:
+    """Names of a JSON-lines or Parquet file; a row that cannot be read is an error, since ids count rows."""
+    if path.suffix.lower() == ".parquet":
+        rows: Iterable[_Row] = _parquet_rows(path, column, LABEL_COLUMNS, "--labels", "--label-column")
+    else:
+        rows = _json_rows(path, column, LABEL_COLUMNS, "--label-column")
+    names = []
+    for number, row in enumerate(rows, start=1):
+        if row.reason:
+            raise CorpusError(
+                f"--labels {path.name}: row {number} is {row.reason}, expected a name; mend or remove the row"
+            )
+        if row.text.strip():
+            names.append(row.text.strip())
+    return names
+
+
 def _lines(path: Path) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8-sig") as stream:
@@ -160,7 +397,7 @@ def _load_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path.name} is not UTF-8 text ({error.reason}); {RECODE}") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise CorpusError(f"{path.name} is not valid JSON: {error}") from None
 
 
@@ -203,7 +440,7 @@ def _labels_from_csv(path: Path, column: str | None) -> tuple[list[str], list[in
 
 
 def _csv_column(
-    path: Path, column: str | None, defaults: tuple[str, ...], option: str = "--caption-column"
+    path: Path, column: str | None, defaults: tuple[str, ...], option: str
 ) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -215,37 +452,6 @@ def _csv_column(
         raise CorpusError(f"{path.name} is not UTF-8 text ({error.reason}); {RECODE}") from None
     except csv.Error as error:
         raise CorpusError(f"{path.name} cannot be read as CSV: {error}; save it as CSV again") from None
-
-
-def _parquet_column(path: Path, column: str | None) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise CorpusError(f"--captions {path.name} is not a Parquet file: {error}; copy it again") from None
-    chosen = _choose_column(path, table.schema_arrow.names, column, CAPTION_COLUMNS, "--caption-column")
-    try:
-        for batch in table.iter_batches(batch_size=CAPTION_BATCH, columns=[chosen]):
-            yield from (_as_text(path, chosen, value) for value in batch.column(0).to_pylist())
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"--captions {path.name} holds text that is not UTF-8 ({error.reason})") from None
-    except (pyarrow.ArrowException, OSError) as error:
-        raise CorpusError(
-            f"--captions {path.name} is cut or damaged: {str(error).strip()}; copy or make it again"
-        ) from None
-
-
-def _as_text(path: Path, column: str, value: object) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    if isinstance(value, bytes):
-        return value.decode()
-    raise CorpusError(
-        f"--captions {path.name}: column '{column}' holds {_kind(value)}, expected text: choose another with"
-        " --caption-column"
-    )
 
 
 def _choose_column(

@@ -5,6 +5,7 @@ Both read the same tokens, so that their proposals can be compared and united.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -30,6 +31,14 @@ FUNCTION_WORDS = frozenset(
     two three don't doesn't isn't can't won't""".split()
 )
 """Words that join or point and never name anything; a phrase is cut at them."""
+
+
+UNUSED_PIPES = frozenset(
+    """ner lemmatizer trainable_lemmatizer textcat textcat_multilabel entity_linker entity_ruler span_ruler
+    spancat spancat_singlelabel spans_finder future_entity_ruler""".split()
+)
+"""spaCy factories that neither noun chunks nor tags need; the morphologizer stays, since noun chunks ask
+for parts of speech and in Universal Dependencies pipelines it alone sets them."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +127,15 @@ class SpacyTagger:
         """See :class:`Tagger`."""
         from spacy.tokens import Doc
 
-        docs = (Doc(self._nlp.vocab, words=list(words)) for words in sentences)
-        for doc in self._nlp.pipe(docs, batch_size=256):
-            yield [
-                Chunk(chunk.start, chunk.end, tuple(token.tag_ for token in chunk))
-                for chunk in doc.noun_chunks
-            ]
+        # a vocabulary keeps every new word for ever; in a zone it forgets those of this call
+        zone = self._nlp.memory_zone() if hasattr(self._nlp, "memory_zone") else nullcontext()
+        with zone:
+            docs = (Doc(self._nlp.vocab, words=list(words)) for words in sentences)
+            for doc in self._nlp.pipe(docs, batch_size=256):
+                yield [
+                    Chunk(chunk.start, chunk.end, tuple(token.tag_ for token in chunk))
+                    for chunk in doc.noun_chunks
+                ]
 
 
 def _parse(parser: Any, tagged: list[tuple[str, str]]) -> list[Chunk]:
@@ -151,6 +163,7 @@ def _load_spacy(model: str) -> Any:
             f"spaCy's pipeline '{model}' has no parser ({', '.join(nlp.pipe_names)}), and noun chunks"
             " need one: choose another with --spacy-model, or --taggers nltk"
         )
+    nlp.disable_pipes(*[n for n in nlp.pipe_names if nlp.get_pipe_meta(n).factory in UNUSED_PIPES])
     return nlp
 
 

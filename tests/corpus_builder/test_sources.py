@@ -108,7 +108,7 @@ def test_expansions_are_matched_by_label_or_by_class_id(tmp_path):
         ("a.json", "3", "got a int, expected a list of names or a dict"),
         ("a.json", '{"run": 3}', "the value of 'run' is a int"),
         ("a.json", '{"0": ["bow"], "1": ["wave"]}', "keys are class ids.*--expansions a.json"),
-        ("a.xlsx", "x", "'.xlsx', expected a .txt, .csv or .json"),
+        ("a.xlsx", "x", "'.xlsx', expected a .txt, .csv, .json, .jsonl or .parquet"),
     ],
 )
 def test_bad_label_files_are_explained(tmp_path, name, content, message):
