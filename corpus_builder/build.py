@@ -2,13 +2,13 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from corpus_builder import artifact
-from corpus_builder.config import BODY_PARTS, SOURCES, CorpusConfig, CorpusError, check_templates
+from corpus_builder.config import BODY_PARTS, EXAMPLES, SOURCES, CorpusConfig, CorpusError, check_templates
 from corpus_builder.disambiguate import Choice
 from corpus_builder.entities import Found, Gathered, gather, judge, merge_pairs
 from corpus_builder.mine import Candidate, Limits, mine, reasons
@@ -62,6 +62,7 @@ class MineReport:
     uncovered: tuple[str, ...]
     inputs: dict[str, Any]
     spacy_model: str | None
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def kept(self) -> list[Found]:
@@ -78,6 +79,7 @@ class MineReport:
             "kept": len(self.kept),
             "dropped": {str(reason): number for reason, number in sorted(dropped.items())},
             "labels_without_entity": len(self.uncovered),
+            "skipped_captions": dict(sorted(self.skipped.items())),
         }
 
 
@@ -110,18 +112,21 @@ def mine_corpus(
     allow, deny = read_list(inputs.allow, "--allow"), read_list(inputs.deny, "--deny")
     limits = Limits(config.max_words, config.min_letters, allow.phrases, deny.phrases)
     counter: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     found = list(_from_labels(labels, taggers, lexicon, choose, limits, counter))
     if inputs.captions is not None:
         say("mining captions")
         captions = iter_captions(inputs.captions, inputs.caption_column)
         found += _from_captions(captions, taggers, lexicon, choose, config.min_count, limits, counter)
+        skipped = captions.skipped
     found = judge(found, allow, deny)
     found += _body_parts(lexicon) if config.body_parts else []
     covered = {item.label for item in found if item.candidate.kept}
     uncovered = tuple(label.label for label in labels.labels if label.label not in covered)
     versions = [tagger.version for tagger in taggers if hasattr(tagger, "version")]
     facts = _input_facts(inputs, lexicon)
-    return MineReport(tuple(found), counter["mentions"], uncovered, facts, versions[0] if versions else None)
+    spacy_model = versions[0] if versions else None
+    return MineReport(tuple(found), counter["mentions"], uncovered, facts, spacy_model, skipped)
 
 
 def mined_rows(report: MineReport) -> list[dict[str, Any]]:
@@ -377,6 +382,7 @@ def _from_captions(
     counts: Counter[tuple[str, str, str | None]] = Counter()
     first: dict[tuple[str, str, str | None], Candidate] = {}
     votes: dict[tuple[str, str, str | None], list[Choice]] = {}
+    examples: dict[tuple[str, str, str | None], list[str]] = {}
     mentions = (Mention(text.lower(), "", None, "caption") for text in captions)
     for mention, candidates in mine(mentions, taggers, lexicon, limits):
         counter["mentions"] += 1
@@ -384,10 +390,15 @@ def _from_captions(
             key = (candidate.entity, candidate.role, candidate.reason)
             counts[key] += 1
             first.setdefault(key, candidate)
+            if len(examples.setdefault(key, [])) < EXAMPLES:
+                examples[key].append(mention.text)
             if candidate.kept and len(votes.setdefault(key, [])) < CAPTION_CONTEXTS:
                 votes[key].append(choose(candidate, mention.text))
     return [
-        _caption_find(first[key], votes.get(key, []), counts[key], min_count)
+        replace(
+            _caption_find(first[key], votes.get(key, []), counts[key], min_count),
+            contexts=tuple(examples[key]),
+        )
         for key in sorted(counts, key=lambda key: (key[0], key[1], key[2] or ""))
     ]
 

@@ -229,7 +229,9 @@ def _raw_lines(path: Path) -> Iterator[bytes | None]:
     with path.open("rb") as stream:
         head = stream.read(4)
         if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise CorpusError(f"{path.name} is UTF-16, expected UTF-8; save it with `iconv -f UTF-16 -t UTF-8`")
+            raise CorpusError(
+                f"{path.name} is UTF-16, expected UTF-8; save it with `iconv -f UTF-16 -t UTF-8`"
+            )
         stream.seek(3 if head[:3] == b"\xef\xbb\xbf" else 0)
         while line := stream.readline(MAX_LINE):
             if line.endswith(b"\n") or len(line) < MAX_LINE:
@@ -439,9 +441,7 @@ def _labels_from_csv(path: Path, column: str | None) -> tuple[list[str], list[in
     return names, None
 
 
-def _csv_column(
-    path: Path, column: str | None, defaults: tuple[str, ...], option: str
-) -> Iterator[str]:
+def _csv_column(path: Path, column: str | None, defaults: tuple[str, ...], option: str) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)

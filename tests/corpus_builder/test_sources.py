@@ -4,7 +4,7 @@ import string
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from corpus_builder.config import CorpusError
@@ -205,3 +205,67 @@ def test_the_real_label_files_read(shared):
     assert len(labels) == 400 and labels[399].label == "zumba"
     expansions = read_expansions(shared / "data/descriptors/ost_k400_spatio_4.json", labels)
     assert expansions["abseiling"] == ("climber", "rope", "harness", "mountain")
+
+
+def read_all(path, column=None):
+    captions = iter_captions(path, column)
+    return list(captions), dict(captions.skipped), captions.rows
+
+
+def test_rows_that_hold_no_caption_are_counted_by_reason(tmp_path):
+    path = tmp_path / "captions.txt"
+    rows = [
+        b"\xef\xbb\xbfa dog runs",
+        b"",
+        b"caf\xe9 noir",
+        b"a\x00b",
+        b"x" * 5_000_000,
+        "\U0001f600".encode(),
+    ]
+    rows += [
+        "\u05e9\u05dc\u05d5\u05dd".encode(),
+        "a caf\u00e9 \U0001f600".encode(),
+        b"a cat",
+        b"two dogs",
+        b"a hat",
+    ]
+    path.write_bytes(b"\n".join(rows) + b"\n")
+    texts, skipped, total = read_all(path)
+    assert texts == ["a dog runs", "a caf\u00e9 \U0001f600", "a cat", "two dogs", "a hat"]
+    assert skipped == {"blank": 1, "not UTF-8": 1, "NUL byte": 1, "too long": 1, "no Latin letters": 2}
+    assert total == len(rows)
+
+
+def test_a_file_in_another_encoding_is_an_error_with_the_way_out(tmp_path):
+    path = tmp_path / "captions.txt"
+    path.write_bytes("ein M\u00e4dchen\nein Gr\u00fcnspan\n".encode("latin-1"))
+    with pytest.raises(CorpusError, match="2 of the first 2 rows are not UTF-8.*iconv"):
+        read_all(path)
+
+
+def test_broken_rows_of_json_lines_and_csv_are_counted(tmp_path):
+    lines = tmp_path / "captions.jsonl"
+    lines.write_text('{"caption": "a dog"}\n{"caption": \n{"other": 1}\n{"caption": "a cat"}\n')
+    texts, skipped, total = read_all(lines)
+    assert texts == ["a dog", "a cat"] and sum(skipped.values()) == 2 and total == 4
+    table = tmp_path / "captions.csv"
+    table.write_text("id,caption\n1,a dog\n2\n3,a cat,too,many\n4,a hat\n")
+    texts, skipped, total = read_all(table)
+    assert texts == ["a dog", "a hat"] and skipped == {"ragged row": 2} and total == 4
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=300), st.sampled_from([".txt", ".csv", ".jsonl"]))
+def test_any_bytes_are_captions_and_counts_or_a_clear_error(tmp_path, data, suffix):
+    path = tmp_path / f"captions{suffix}"
+    path.write_bytes((b"caption\n" if suffix == ".csv" else b"") + data)
+    captions = iter_captions(path)
+    seen = 0
+    try:
+        for text in captions:
+            seen += 1
+            assert text.strip() and "\x00" not in text and "\n" not in text
+    except CorpusError as error:
+        assert "captions" in str(error)
+    else:
+        assert seen + sum(captions.skipped.values()) == captions.rows
