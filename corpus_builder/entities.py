@@ -162,7 +162,7 @@ def unite(survivor: Entity, merged: Entity) -> Entity:
         count=survivor.count + merged.count,
         labels=survivor.labels | merged.labels,
         aliases=frozenset(names - {survivor.name}),
-        contexts=_examples((*survivor.contexts, *merged.contexts)),
+        contexts=examples((*survivor.contexts, *merged.contexts)),
     )
 
 
@@ -206,7 +206,8 @@ def _order(entity: Entity) -> tuple[int, str, str]:
     return SOURCES.index(entity.source), entity.name, entity.key
 
 
-def _examples(texts: Iterable[str]) -> tuple[str, ...]:
+def examples(texts: Iterable[str]) -> tuple[str, ...]:
+    """The first ``EXAMPLES`` distinct texts."""
     return tuple(dict.fromkeys(texts))[:EXAMPLES]
 
 
@@ -226,5 +227,5 @@ def _entity(key: str, group: Sequence[Found]) -> Entity:
         sum(item.count for item in group if item.source != "body_part"),
         frozenset(item.label for item in group if item.label is not None),
         frozenset(names) - {name},
-        _examples(text for item in group for text in item.contexts),
+        examples(text for item in group for text in item.contexts),
     )
