@@ -1,8 +1,7 @@
 """The ``corpus-builder`` command. Heavy imports wait inside the commands, so that ``--help`` is quick."""
 
-import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,39 @@ from typing import Annotated, Any
 import typer
 
 from corpus_builder import __version__
+from corpus_builder.cli_reuse import app as reuse_app
 from corpus_builder.config import DEFAULT_SPACY_MODEL, CorpusConfig, CorpusError
+from corpus_builder.options import (
+    Allow,
+    AsJson,
+    BodyParts,
+    CaptionColumn,
+    Captions,
+    Deny,
+    Device,
+    Expansions,
+    Force,
+    Index,
+    LabelColumn,
+    LabelsFile,
+    MaxWords,
+    MaybeLabels,
+    MergeAbove,
+    MinCount,
+    Model,
+    NltkData,
+    OutDir,
+    Pretrained,
+    Quiet,
+    SenseModel,
+    SensePretrained,
+    SpacyModel,
+    Strategy,
+    Taggers,
+    Templates,
+    make_say,
+    plain_errors,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,101 +49,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Mine, disambiguate and embed a corpus of visual entities from action labels or captions.",
 )
-
-LabelsFile = Annotated[Path, typer.Option("--labels", help="Class names: .txt (one a line), .csv or .json.")]
-MaybeLabels = Annotated[
-    Path | None, typer.Option("--labels", help="Class names: .txt (one a line), .csv or .json.")
-]
-Captions = Annotated[
-    Path | None, typer.Option("--captions", help="Captions: .txt (one a line), .csv or .parquet.")
-]
-Expansions = Annotated[
-    list[Path] | None,
-    typer.Option("--expansions", help="JSON: label or class id -> phrases that belong to it. Repeatable."),
-]
-LabelColumn = Annotated[
-    str | None,
-    typer.Option("--label-column", help="Column of a CSV with the names [default: name or label]."),
-]
-CaptionColumn = Annotated[
-    str | None, typer.Option("--caption-column", help="Column with the captions [default: caption or text].")
-]
-SpacyModel = Annotated[str, typer.Option("--spacy-model", help="Installed spaCy pipeline, or a path to one.")]
-Taggers = Annotated[
-    str,
-    typer.Option(
-        "--taggers", help="Who proposes noun phrases: both, spacy, nltk, or wordnet (coarse, no data)."
-    ),
-]
-Strategy = Annotated[
-    str, typer.Option("--strategy", help="How a sense is chosen: extended, lesk, first, clip or t5.")
-]
-SenseModel = Annotated[
-    str | None,
-    typer.Option("--sense-model", help="Model of --strategy clip or t5 [default: the build's own]."),
-]
-SensePretrained = Annotated[str | None, typer.Option("--sense-pretrained", help="Its weights, for clip.")]
-BodyParts = Annotated[bool, typer.Option("--body-parts/--no-body-parts", help="Add the parts of the body.")]
-MinCount = Annotated[int, typer.Option("--min-count", help="Captions an entity must be found in.")]
-MaxWords = Annotated[int, typer.Option("--max-words", help="Longest entity, in words.")]
-Allow = Annotated[
-    Path | None,
-    typer.Option("--allow", help="Text file: phrases and synsets to keep whatever speaks against."),
-]
-Deny = Annotated[Path | None, typer.Option("--deny", help="Text file: phrases and synsets never to keep.")]
-Index = Annotated[str, typer.Option("--index", help="FAISS index: flat (exact), ivf, hnsw, or auto by size.")]
-MergeAbove = Annotated[
-    float | None,
-    typer.Option("--merge-above", help="Cosine from which two entities are one [default: never]."),
-]
-NltkData = Annotated[
-    Path | None,
-    typer.Option("--nltk-data", help="NLTK data folder with WordNet [default: NLTK's own search path]."),
-]
-Model = Annotated[
-    str, typer.Option("--model", help="open_clip name (ViT-B-16), hf-hub:ORG/REPO or local-dir:PATH.")
-]
-Pretrained = Annotated[
-    str | None,
-    typer.Option(
-        "--pretrained", help="Tag, weights file, or none for random weights; left out with local-dir:."
-    ),
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Templates = Annotated[
-    list[str] | None,
-    typer.Option("--template", help="Prompt with {} for the name, replacing the built-in ones. Repeatable."),
-]
-Force = Annotated[bool, typer.Option("--force", help="Write into a folder that holds other things.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress lines.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-OutDir = Annotated[Path, typer.Option("--out", help="Folder to write.")]
-
-
-def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Show a :class:`CorpusError`, or what the file system refuses, as one line on stderr and end with 1."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except CorpusError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from None
-        except BrokenPipeError:  # the reader of our output left, which click ends quietly
-            raise
-        except OSError as error:
-            place = f"'{error.filename}': " if error.filename else ""
-            typer.echo(
-                f"error: {place}{error.strerror or error}; check the path, its rights and the space", err=True
-            )
-            raise typer.Exit(1) from None
-
-    return wrapped
-
-
-def _say(quiet: bool) -> Callable[[str], None]:
-    return (lambda line: None) if quiet else functools.partial(typer.echo, err=True)
 
 
 def _mining(given: Mapping[str, Any]) -> tuple[CorpusConfig, Any]:
@@ -143,7 +79,7 @@ def main(
 
 
 @app.command("mine")
-@_plain_errors
+@plain_errors
 def mine_cli(
     out: Annotated[Path, typer.Option("--out", help="File to write: .parquet, .csv or .jsonl.")],
     labels: MaybeLabels = None,
@@ -169,13 +105,13 @@ def mine_cli(
     from corpus_builder import artifact, build
 
     artifact.check_mined(out)
-    report = build.mine_corpus(inputs, config, _say(quiet))
+    report = build.mine_corpus(inputs, config, make_say(quiet))
     artifact.write_mined(out, artifact.table_of(build.mined_rows(report), artifact.MINED_SCHEMA))
-    _say(quiet)(json.dumps(report.counts, indent=2))
+    make_say(quiet)(json.dumps(report.counts, indent=2))
 
 
 @app.command("build")
-@_plain_errors
+@plain_errors
 def build_cli(
     model: Model,
     out: OutDir,
@@ -206,7 +142,7 @@ def build_cli(
     config, inputs = _mining(locals())
     from corpus_builder import build
 
-    say = _say(quiet)
+    say = make_say(quiet)
     report = build.build_corpus(inputs, config, model, pretrained, out, device=device, force=force, say=say)
     say(json.dumps(report.manifest["counts"] | {"seconds": report.seconds}, indent=2))
     typer.echo(
@@ -215,7 +151,7 @@ def build_cli(
 
 
 @app.command("labels")
-@_plain_errors
+@plain_errors
 def labels_cli(
     labels: LabelsFile,
     model: Model,
@@ -239,7 +175,7 @@ def labels_cli(
         templates=template or (),
         device=device,
         force=force,
-        say=_say(quiet),
+        say=make_say(quiet),
     )
     typer.echo(
         f"{out}: {report.manifest['labels']} labels, fingerprint {report.manifest['fingerprint'][:12]}"
@@ -247,7 +183,7 @@ def labels_cli(
 
 
 @app.command("search")
-@_plain_errors
+@plain_errors
 def search_cli(
     corpus: Annotated[Path, typer.Argument(help="Corpus folder.", metavar="DIR")],
     text: Annotated[str, typer.Argument(help="What to look for.")],
@@ -271,7 +207,7 @@ def search_cli(
 
 
 @app.command("inspect")
-@_plain_errors
+@plain_errors
 def inspect_cli(
     folder: Annotated[Path, typer.Argument(help="Corpus or Labels folder.", metavar="DIR")],
     verify: Annotated[bool, typer.Option("--verify", help="Hash every file and compare.")] = False,
@@ -289,3 +225,6 @@ def inspect_cli(
         )
     if verify:
         typer.echo("every file is as written", err=as_json)
+
+
+app.registered_commands.extend(reuse_app.registered_commands)

@@ -170,3 +170,24 @@ def real_corpus(folder, names, vectors):
     facts = {"config": {}, "inputs": {}, "counts": {}, "model": model | {"random_weights": False}}
     table = with_embeddings(rows, vectors, artifact.entities_schema(512))
     artifact.write_corpus(folder, table, index_bytes(build_index(vectors).index), told, facts)
+
+
+def run(*arguments):
+    from typer.testing import CliRunner
+
+    from corpus_builder.cli import app
+
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_commands_do_the_same(first, second, tmp_path):
+    done = run("merge", first, second, "--out", tmp_path / "m")
+    assert done.exit_code == 0 and "entities, fingerprint" in done.output, done.output
+    told = json.loads(run("stats", tmp_path / "m", "--json").output)
+    assert told == reuse.stats(tmp_path / "m")
+    assert run("subset", tmp_path / "m", "--kind", "animal", "--out", tmp_path / "s").exit_code == 0
+    shown = run("diff", tmp_path / "m", tmp_path / "s").output
+    assert "- guitar.n.01" in shown and "0 changed, 1 alike" in shown
+    refused = run("subset", tmp_path / "m", "--kind", "food", "--out", tmp_path / "f")
+    assert refused.exit_code == 1 and "error: no entity of" in refused.output
+    assert "Traceback" not in refused.output and not (tmp_path / "f").exists()

@@ -1,0 +1,106 @@
+"""Options that commands share, and how a command ends on an error. No work, no heavy import."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from corpus_builder.config import CorpusError
+
+LabelsFile = Annotated[Path, typer.Option("--labels", help="Class names: .txt (one a line), .csv or .json.")]
+MaybeLabels = Annotated[
+    Path | None, typer.Option("--labels", help="Class names: .txt (one a line), .csv or .json.")
+]
+Captions = Annotated[
+    Path | None, typer.Option("--captions", help="Captions: .txt (one a line), .csv or .parquet.")
+]
+Expansions = Annotated[
+    list[Path] | None,
+    typer.Option("--expansions", help="JSON: label or class id -> phrases that belong to it. Repeatable."),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option("--label-column", help="Column of a CSV with the names [default: name or label]."),
+]
+CaptionColumn = Annotated[
+    str | None, typer.Option("--caption-column", help="Column with the captions [default: caption or text].")
+]
+SpacyModel = Annotated[str, typer.Option("--spacy-model", help="Installed spaCy pipeline, or a path to one.")]
+Taggers = Annotated[
+    str,
+    typer.Option(
+        "--taggers", help="Who proposes noun phrases: both, spacy, nltk, or wordnet (coarse, no data)."
+    ),
+]
+Strategy = Annotated[
+    str, typer.Option("--strategy", help="How a sense is chosen: extended, lesk, first, clip or t5.")
+]
+SenseModel = Annotated[
+    str | None,
+    typer.Option("--sense-model", help="Model of --strategy clip or t5 [default: the build's own]."),
+]
+SensePretrained = Annotated[str | None, typer.Option("--sense-pretrained", help="Its weights, for clip.")]
+BodyParts = Annotated[bool, typer.Option("--body-parts/--no-body-parts", help="Add the parts of the body.")]
+MinCount = Annotated[int, typer.Option("--min-count", help="Captions an entity must be found in.")]
+MaxWords = Annotated[int, typer.Option("--max-words", help="Longest entity, in words.")]
+Allow = Annotated[
+    Path | None,
+    typer.Option("--allow", help="Text file: phrases and synsets to keep whatever speaks against."),
+]
+Deny = Annotated[Path | None, typer.Option("--deny", help="Text file: phrases and synsets never to keep.")]
+Index = Annotated[str, typer.Option("--index", help="FAISS index: flat (exact), ivf, hnsw, or auto by size.")]
+MergeAbove = Annotated[
+    float | None,
+    typer.Option("--merge-above", help="Cosine from which two entities are one [default: never]."),
+]
+NltkData = Annotated[
+    Path | None,
+    typer.Option("--nltk-data", help="NLTK data folder with WordNet [default: NLTK's own search path]."),
+]
+Model = Annotated[
+    str, typer.Option("--model", help="open_clip name (ViT-B-16), hf-hub:ORG/REPO or local-dir:PATH.")
+]
+Pretrained = Annotated[
+    str | None,
+    typer.Option(
+        "--pretrained", help="Tag, weights file, or none for random weights; left out with local-dir:."
+    ),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Templates = Annotated[
+    list[str] | None,
+    typer.Option("--template", help="Prompt with {} for the name, replacing the built-in ones. Repeatable."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Write into a folder that holds other things.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress lines.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+OutDir = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+
+
+def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Show a :class:`CorpusError`, or what the file system refuses, as one line on stderr and end with 1."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except CorpusError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+        except BrokenPipeError:  # the reader of our output left, which click ends quietly
+            raise
+        except OSError as error:
+            place = f"'{error.filename}': " if error.filename else ""
+            typer.echo(
+                f"error: {place}{error.strerror or error}; check the path, its rights and the space", err=True
+            )
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def make_say(quiet: bool) -> Callable[[str], None]:
+    """Where progress goes: to stderr, or nowhere."""
+    return (lambda line: None) if quiet else functools.partial(typer.echo, err=True)
