@@ -12,6 +12,7 @@ from corpus_builder.config import BODY_PARTS, EXAMPLES, SOURCES, CorpusConfig, C
 from corpus_builder.disambiguate import Choice
 from corpus_builder.entities import Found, Gathered, gather, judge, merge_pairs
 from corpus_builder.mine import Candidate, Limits, mine, reasons
+from corpus_builder.relations import expand
 from corpus_builder.senses import Chooser, load_chooser
 from corpus_builder.sources import (
     LabelFile,
@@ -119,6 +120,7 @@ def mine_corpus(
         captions = iter_captions(inputs.captions, inputs.caption_column)
         found += _from_captions(captions, taggers, lexicon, choose, config.min_count, limits, counter)
         skipped = captions.skipped
+    found += expand(found, lexicon, config.related) if config.related else []
     found = judge(found, allow, deny)
     found += _body_parts(lexicon) if config.body_parts else []
     covered = {item.label for item in found if item.candidate.kept}

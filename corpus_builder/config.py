@@ -104,6 +104,8 @@ class CorpusConfig:
     """Weights of ``clip``, as ``--pretrained``."""
     body_parts: bool = True
     """Whether the body parts of ``BODY_PARTS`` are added."""
+    related: int = 0
+    """Most things that WordNet relates to what a class name holds (parts, materials, kinds), added per name."""
     min_count: int = 1
     """Captions that must mention an entity before it is kept; labels and expansions are always kept."""
     max_words: int = 4
@@ -128,6 +130,8 @@ class CorpusConfig:
             raise CorpusError(f"--sense-model is for --strategy clip or t5, got --strategy {self.strategy}")
         if self.merge_above is not None and not 0 < self.merge_above <= 1:
             raise CorpusError(f"--merge-above is {self.merge_above}, expected a cosine above 0, at most 1")
+        if self.related < 0:
+            raise CorpusError(f"--related is {self.related}, expected 0 (none) or more")
         if not self.spacy_model:
             raise CorpusError("--spacy-model is empty, expected an installed pipeline's name or a path")
 

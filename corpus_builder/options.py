@@ -43,6 +43,12 @@ SenseModel = Annotated[
 ]
 SensePretrained = Annotated[str | None, typer.Option("--sense-pretrained", help="Its weights, for clip.")]
 BodyParts = Annotated[bool, typer.Option("--body-parts/--no-body-parts", help="Add the parts of the body.")]
+Related = Annotated[
+    int,
+    typer.Option(
+        "--related", help="Things WordNet relates (parts, materials, kinds) to add per label, at most."
+    ),
+]
 MinCount = Annotated[int, typer.Option("--min-count", help="Captions an entity must be found in.")]
 MaxWords = Annotated[int, typer.Option("--max-words", help="Longest entity, in words.")]
 Allow = Annotated[

@@ -32,6 +32,11 @@ CONCRETE_FILES = (
 )
 """Lexicographer files of things that can be pointed at."""
 
+SEEN_FILES = tuple(
+    f"noun.{name}" for name in "animal artifact body food object plant substance location".split()
+)
+"""Lexicographer files of what a picture can show beside the thing that is named."""
+
 ABSTRACT_FILES = (
     "noun.attribute",
     "noun.cognition",
@@ -256,6 +261,25 @@ class Lexicon:
         """Names of the synsets that the named one is a kind of, itself included."""
         synset = self._reader.synset(name)
         return frozenset({name, *(parent.name() for parent in synset.closure(lambda s: s.hypernyms()))})
+
+    def related(self, name: str) -> tuple[Sense, ...]:
+        """Things to be seen with the named synset: its parts, what it is made of, what its field uses, its kinds.
+
+        In this order, each in WordNet's own; only what a camera sees (``SEEN_FILES``), and no meat of an animal.
+        """
+        synset = self._reader.synset(name)
+        if synset.pos() != "n":
+            return ()
+        field = (other for other in synset.in_topic_domains() if other.pos() == "n")
+        found = [*synset.part_meronyms(), *synset.substance_meronyms(), *field, *synset.hyponyms()]
+        meat = synset.lexname() == "noun.animal"
+        kept = {
+            other.name(): other
+            for other in found
+            if other.lexname() in SEEN_FILES and not (meat and other.lexname() == "noun.food")
+        }
+        forms = ((other, other.lemma_names()[0].replace("_", " ").lower()) for other in kept.values())
+        return tuple(self._describe(other, form, 0) for other, form in forms)
 
     def lemmas(self, words: Iterable[str]) -> frozenset[str]:
         """The words together with their noun and verb lemmas, for comparing texts."""
