@@ -468,6 +468,13 @@ def _replace(path: Path, data: bytes) -> None:
         raise
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Write a single file whole or not at all, making its folder; raises :class:`CorpusError` below a file."""
+    _check_above(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, data)
+
+
 def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     """Rows as dicts -> a table of that schema."""
     return pa.Table.from_pylist(list(rows), schema=schema)

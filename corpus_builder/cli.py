@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from corpus_builder import __version__
+from corpus_builder.cli_expand import app as expand_app
 from corpus_builder.cli_reuse import app as reuse_app
 from corpus_builder.config import DEFAULT_SPACY_MODEL, CorpusConfig, CorpusError
 from corpus_builder.options import (
@@ -231,3 +232,4 @@ def inspect_cli(
 
 
 app.registered_commands.extend(reuse_app.registered_commands)
+app.add_typer(expand_app, name="expand")

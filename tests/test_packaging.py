@@ -12,6 +12,7 @@ STAGES = ("corpus_builder", "aligner", "adapter")
 # Import name of every distribution that a requirements file may name.
 PROVIDES = {
     "transformers": "transformers",
+    "openai": "openai",
     "torch": "torch",
     "open_clip_torch": "open_clip",
     "nltk": "nltk",
