@@ -2,13 +2,23 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from corpus_builder import artifact
-from corpus_builder.config import BODY_PARTS, EXAMPLES, SOURCES, CorpusConfig, CorpusError, check_templates
+from corpus_builder import __version__, artifact
+from corpus_builder.captions import (
+    CHUNK,
+    LoadedMiner,
+    Miner,
+    Work,
+    caption_finds,
+    clear_work,
+    tally_captions,
+    work_folder,
+)
+from corpus_builder.config import BODY_PARTS, SOURCES, CorpusConfig, CorpusError, check_templates
 from corpus_builder.disambiguate import Choice
 from corpus_builder.entities import Found, Gathered, gather, judge, merge_pairs
 from corpus_builder.mine import Candidate, Limits, mine, reasons
@@ -16,7 +26,6 @@ from corpus_builder.relations import expand
 from corpus_builder.senses import Chooser, load_chooser
 from corpus_builder.sources import (
     LabelFile,
-    Mention,
     iter_captions,
     label_mentions,
     read_expansions,
@@ -26,9 +35,6 @@ from corpus_builder.tables import candidate_table, entity_table, merge_table, se
 from corpus_builder.taggers import Tagger, load_taggers
 from corpus_builder.wordlists import read_list
 from corpus_builder.wordnet import Lexicon, open_lexicon
-
-CAPTION_CONTEXTS = 8
-"""Captions that vote on the sense of an entity found in captions; later ones follow."""
 
 Say = Callable[[str], None]
 
@@ -99,10 +105,13 @@ def mine_corpus(
     *,
     device: str = "auto",
     encoder: Any = None,
+    processes: int = 1,
+    work: Path | None = None,
 ) -> MineReport:
     """Find and disambiguate the entities of labels, their expansions and captions, and add the body parts.
 
-    ``device`` and ``encoder`` serve a learned strategy, see :func:`corpus_builder.senses.load_chooser`.
+    ``device`` and ``encoder`` serve a learned strategy, see :func:`corpus_builder.senses.load_chooser`. Captions are
+    mined by so many ``processes``, and what is mined is kept in the folder ``work`` until :func:`clear_work`.
     Raises :class:`CorpusError` on bad input files or missing WordNet, tagger or spaCy data.
     """
     labels = _read_labels(inputs)
@@ -118,8 +127,14 @@ def mine_corpus(
     if inputs.captions is not None:
         say("mining captions")
         captions = iter_captions(inputs.captions, inputs.caption_column)
-        found += _from_captions(captions, taggers, lexicon, choose, config.min_count, limits, counter)
+        loaded = LoadedMiner(taggers, lexicon, limits)
+        kept = Work.open(work, _work_facts(inputs, loaded, config)) if work else Work()
+        miner = Miner(config, inputs.nltk_data, limits)
+        tally = tally_captions(captions, miner, loaded, kept, processes, say)
+        counter["mentions"] += tally.captions
         skipped = captions.skipped
+        say(f"{tally.captions} captions hold {len(tally.phrases)} phrases; choosing their senses")
+        found += caption_finds(tally, choose, config.min_count)
     found += expand(found, lexicon, config.related) if config.related else []
     found = judge(found, allow, deny)
     found += _body_parts(lexicon) if config.body_parts else []
@@ -154,10 +169,14 @@ def build_corpus(
     out: Path,
     *,
     device: str = "auto",
+    processes: int = 1,
     force: bool = False,
     say: Say = lambda line: None,
 ) -> BuildReport:
-    """Mine, embed and publish a Corpus under ``out``; see :func:`mine_corpus` for the errors."""
+    """Mine, embed and publish a Corpus under ``out``; see :func:`mine_corpus` for the errors.
+
+    What is mined of captions lies beside ``out`` until that is written; the same call goes on from there.
+    """
     from corpus_builder.embed import check_model, choose_device, load_text_encoder, model_location
     from corpus_builder.index import build_index, index_bytes
 
@@ -168,7 +187,8 @@ def build_corpus(
     # a CLIP that reads glosses is needed before mining; otherwise a big model waits until mining has gone well
     early = config.strategy == "clip" and config.sense_model is None
     encoder = load_text_encoder(model, pretrained, device) if early else None
-    report = mine_corpus(inputs, config, say, device=device, encoder=encoder)
+    work = work_folder(out)
+    report = mine_corpus(inputs, config, say, device=device, encoder=encoder, processes=processes, work=work)
     gathered = gather(report.found)
     if not gathered.entities:
         raise CorpusError(
@@ -208,6 +228,7 @@ def build_corpus(
         location=location,
         force=force,
     )
+    clear_work(work)
     clock.lap("write")
     return BuildReport(manifest, clock.seconds)
 
@@ -371,58 +392,21 @@ def _from_labels(
             yield Found(mention.label, candidate, mention.source, choice, contexts=(mention.text,))
 
 
-def _from_captions(
-    captions: Iterable[str],
-    taggers: Sequence[Tagger],
-    lexicon: Lexicon,
-    choose: Chooser,
-    min_count: int,
-    limits: Limits,
-    counter: Counter[str],
-) -> list[Found]:
-    """One find per phrase over all captions; the first few contexts vote on its sense."""
-    counts: Counter[tuple[str, str, str | None]] = Counter()
-    first: dict[tuple[str, str, str | None], Candidate] = {}
-    votes: dict[tuple[str, str, str | None], list[Choice]] = {}
-    examples: dict[tuple[str, str, str | None], list[str]] = {}
-    mentions = (Mention(text.lower(), "", None, "caption") for text in captions)
-    for mention, candidates in mine(mentions, taggers, lexicon, limits):
-        counter["mentions"] += 1
-        for candidate in candidates:
-            key = (candidate.entity, candidate.role, candidate.reason)
-            counts[key] += 1
-            first.setdefault(key, candidate)
-            if len(examples.setdefault(key, [])) < EXAMPLES:
-                examples[key].append(mention.text)
-            if candidate.kept and len(votes.setdefault(key, [])) < CAPTION_CONTEXTS:
-                votes[key].append(choose(candidate, mention.text))
-    return [
-        replace(
-            _caption_find(first[key], votes.get(key, []), counts[key], min_count),
-            contexts=tuple(examples[key]),
-        )
-        for key in sorted(counts, key=lambda key: (key[0], key[1], key[2] or ""))
-    ]
-
-
-def _caption_find(candidate: Candidate, votes: Sequence[Choice], count: int, min_count: int) -> Found:
-    if candidate.kept and count < min_count:
-        rare = Candidate(
-            candidate.phrase, candidate.entity, candidate.role, "too rare", taggers=candidate.taggers
-        )
-        return Found(None, rare, "caption", Choice(None, 0.0), count)
-    tally = Counter(vote.sense.name for vote in votes if vote.sense)
-    if not tally:
-        return Found(None, candidate, "caption", Choice(None, 0.0), count)
-    winner = max(tally, key=lambda name: (tally[name], -_rank(votes, name)))
-    best = max(
-        (vote for vote in votes if vote.sense and vote.sense.name == winner), key=lambda vote: vote.margin
-    )
-    return Found(None, candidate, "caption", best, count)
-
-
-def _rank(votes: Sequence[Choice], name: str) -> int:
-    return next(vote.sense.rank for vote in votes if vote.sense and vote.sense.name == name)
+def _work_facts(inputs: Inputs, loaded: LoadedMiner, config: CorpusConfig) -> dict[str, Any]:
+    """What decides the tallies of the captions' chunks."""
+    assert inputs.captions is not None
+    return {
+        "package": f"corpus_builder {__version__}",
+        "captions": artifact.file_input(inputs.captions),
+        "column": inputs.caption_column,
+        "taggers": config.taggers,
+        "versions": [getattr(tagger, "version", tagger.name) for tagger in loaded.taggers],
+        "wordnet": loaded.lexicon.sha256(),
+        "words": [loaded.limits.max_words, loaded.limits.min_letters],
+        "allow": sorted(loaded.limits.allow),
+        "deny": sorted(loaded.limits.deny),
+        "chunk": CHUNK,
+    }
 
 
 def _body_parts(lexicon: Lexicon) -> list[Found]:

@@ -33,6 +33,7 @@ from corpus_builder.options import (
     NltkData,
     OutDir,
     Pretrained,
+    Processes,
     Quiet,
     Related,
     SenseModel,
@@ -101,15 +102,19 @@ def mine_cli(
     nltk_data: NltkData = None,
     allow: Allow = None,
     deny: Deny = None,
+    processes: Processes = 1,
     quiet: Quiet = False,
 ) -> None:
     """Find the entities of labels and captions, with their WordNet senses. Needs no CLIP."""
     config, inputs = _mining(locals())
     from corpus_builder import artifact, build
+    from corpus_builder import captions as mining
 
     artifact.check_mined(out)
-    report = build.mine_corpus(inputs, config, make_say(quiet))
+    work = mining.work_folder(out)
+    report = build.mine_corpus(inputs, config, make_say(quiet), processes=processes, work=work)
     artifact.write_mined(out, artifact.table_of(build.mined_rows(report), artifact.MINED_SCHEMA))
+    mining.clear_work(work)
     make_say(quiet)(json.dumps(report.counts, indent=2))
 
 
@@ -138,6 +143,7 @@ def build_cli(
     deny: Deny = None,
     merge_above: MergeAbove = None,
     index: Index = "auto",
+    processes: Processes = 1,
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
@@ -147,7 +153,9 @@ def build_cli(
     from corpus_builder import build
 
     say = make_say(quiet)
-    report = build.build_corpus(inputs, config, model, pretrained, out, device=device, force=force, say=say)
+    report = build.build_corpus(
+        inputs, config, model, pretrained, out, device=device, processes=processes, force=force, say=say
+    )
     say(json.dumps(report.manifest["counts"] | {"seconds": report.seconds}, indent=2))
     typer.echo(
         f"{out}: {report.manifest['entities']} entities, fingerprint {report.manifest['fingerprint'][:12]}"

@@ -9,12 +9,11 @@ import typer
 
 from corpus_builder.config import CorpusError
 
-LabelsFile = Annotated[Path, typer.Option("--labels", help="Class names: .txt (one a line), .csv or .json.")]
-MaybeLabels = Annotated[
-    Path | None, typer.Option("--labels", help="Class names: .txt (one a line), .csv or .json.")
-]
+_LABELS_HELP = "Class names: .txt (one a line), .csv, .json, .jsonl or .parquet."
+LabelsFile = Annotated[Path, typer.Option("--labels", help=_LABELS_HELP)]
+MaybeLabels = Annotated[Path | None, typer.Option("--labels", help=_LABELS_HELP)]
 Captions = Annotated[
-    Path | None, typer.Option("--captions", help="Captions: .txt (one a line), .csv or .parquet.")
+    Path | None, typer.Option("--captions", help="Captions: .txt (one a line), .csv, .jsonl or .parquet.")
 ]
 Expansions = Annotated[
     list[Path] | None,
@@ -51,6 +50,9 @@ Related = Annotated[
 ]
 MinCount = Annotated[int, typer.Option("--min-count", help="Captions an entity must be found in.")]
 MaxWords = Annotated[int, typer.Option("--max-words", help="Longest entity, in words.")]
+Processes = Annotated[
+    int, typer.Option("--processes", min=1, help="Processes that mine captions; the result is the same.")
+]
 Allow = Annotated[
     Path | None,
     typer.Option("--allow", help="Text file: phrases and synsets to keep whatever speaks against."),

@@ -9,10 +9,14 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from corpus_builder.config import CorpusError
+
+REMEMBERED = 1 << 16
+"""Phrases whose nouns and senses are kept at hand."""
 
 DOWNLOAD = "python -m nltk.downloader wordnet averaged_perceptron_tagger_eng"
 ACTION_FILES = ("noun.act", "noun.event")
@@ -168,8 +172,9 @@ class Lexicon:
 
     def __init__(self, reader: Any) -> None:
         self._reader = reader
-        self._forms: dict[str, tuple[str, ...]] = {}
-        self._senses: dict[str, tuple[Sense, ...]] = {}
+        # bounded, since the phrases of a million captions have no end
+        self._noun_forms = lru_cache(REMEMBERED)(self._read_forms)
+        self._senses = lru_cache(REMEMBERED)(self._read_senses)
         self._irregular = self._read_irregular()
 
     def sha256(self) -> str:
@@ -191,9 +196,7 @@ class Lexicon:
 
         Named individuals (a general called Clay) are left out while there is any other sense.
         """
-        if phrase not in self._senses:
-            self._senses[phrase] = self._read_senses(phrase)
-        return self._senses[phrase]
+        return self._senses(phrase)
 
     def sense(self, name: str) -> Sense | None:
         """The noun sense of that synset name, or None."""
@@ -304,10 +307,8 @@ class Lexicon:
             rows = [line.split() for line in stream.read().splitlines()]
         return {row[0]: row[1] for row in rows if len(row) > 1}
 
-    def _noun_forms(self, phrase: str) -> tuple[str, ...]:
-        if phrase not in self._forms:
-            self._forms[phrase] = self._find_forms(phrase.split())
-        return self._forms[phrase]
+    def _read_forms(self, phrase: str) -> tuple[str, ...]:
+        return self._find_forms(phrase.split())
 
     def _find_forms(self, words: list[str]) -> tuple[str, ...]:
         joins = ("_",) if len(words) != 2 else ("_", "-", "")
