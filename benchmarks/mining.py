@@ -127,7 +127,8 @@ def main(
         }
         seconds += bare(texts[half:], model, processes)
     print(
-        f"{count} captions, {processes} processes\n\n| | captions a second | of bare spaCy | MiB by tenths |\n|---|---|---|---|"
+        f"{count} captions, {processes} processes\n\n"
+        "| | captions a second | of bare spaCy | MiB by tenths |\n|---|---|---|---|"
     )
     print(f"| nlp.pipe alone | {count / seconds:.0f} | 1.00 | |")
     for name, (took, memory) in runs.items():

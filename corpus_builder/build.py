@@ -33,7 +33,7 @@ from corpus_builder.sources import (
 )
 from corpus_builder.tables import candidate_table, entity_table, merge_table, sense_table, with_embeddings
 from corpus_builder.taggers import Tagger, load_taggers
-from corpus_builder.wordlists import read_list
+from corpus_builder.wordlists import WordList, check_synsets, read_list
 from corpus_builder.wordnet import Lexicon, open_lexicon
 
 Say = Callable[[str], None]
@@ -119,7 +119,8 @@ def mine_corpus(
     lexicon = open_lexicon(inputs.nltk_data)
     taggers = load_taggers(config, lexicon, inputs.nltk_data)
     choose = load_chooser(lexicon, config, device, encoder)
-    allow, deny = read_list(inputs.allow, "--allow"), read_list(inputs.deny, "--deny")
+    allow = _read_list(inputs.allow, "--allow", lexicon)
+    deny = _read_list(inputs.deny, "--deny", lexicon)
     limits = Limits(config.max_words, config.min_letters, allow.phrases, deny.phrases)
     counter: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
@@ -390,6 +391,12 @@ def _from_labels(
         for candidate in candidates:
             choice = choose(candidate, text)
             yield Found(mention.label, candidate, mention.source, choice, contexts=(mention.text,))
+
+
+def _read_list(path: Path | None, option: str, lexicon: Lexicon) -> WordList:
+    listed = read_list(path, option)
+    check_synsets(listed, option, lambda name: lexicon.sense(name) is not None)
+    return listed
 
 
 def _work_facts(inputs: Inputs, loaded: LoadedMiner, config: CorpusConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Allow and deny lists: one phrase, entity or WordNet synset a line, ``#`` begins a remark."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,3 +36,13 @@ def read_list(path: Path | None, option: str) -> WordList:
         raise CorpusError(f"{option} {path.name} holds no entry, expected one phrase or synset a line")
     synsets = frozenset(entry for entry in entries if SYNSET.fullmatch(entry))
     return WordList(frozenset(entries) - synsets, synsets)
+
+
+def check_synsets(listed: WordList, option: str, is_known: Callable[[str], bool]) -> None:
+    """Raise :class:`CorpusError` if a list names synsets that the WordNet at hand lacks: it was made for another."""
+    unknown = sorted(synset for synset in listed.synsets if not is_known(synset))
+    if unknown:
+        raise CorpusError(
+            f"{option} names {len(unknown)} synsets that this WordNet does not have, the first is '{unknown[0]}';"
+            " correct them, or use the WordNet version that the list was made for"
+        )

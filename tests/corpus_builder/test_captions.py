@@ -97,6 +97,25 @@ def test_a_tally_does_not_depend_on_how_it_is_cut(mentions, size):
     assert joined.phrases == whole.phrases and list(joined.phrases) == list(whole.phrases)
 
 
+def test_a_list_made_for_another_wordnet_is_told(file, nltk_data, tmp_path):
+    (tmp_path / "deny.txt").write_text("ball.n.01\nzither.n.01  # the drawn world has none\n")
+    inputs = build.Inputs(captions=file, nltk_data=nltk_data, deny=tmp_path / "deny.txt")
+    with pytest.raises(CorpusError, match="--deny names 1 synsets.*'zither.n.01'.*WordNet version"):
+        build.mine_corpus(inputs, CorpusConfig(taggers="nltk"))
+
+
+def test_body_parts_are_found_in_another_wordnet_or_kept_by_name(file, nltk_data):
+    """The stored senses are WordNet 3.0's; where one is missing the part of the body of that name is taken, if any."""
+    lexicon = build.open_lexicon(nltk_data)
+    report = build.mine_corpus(build.Inputs(captions=file, nltk_data=nltk_data), CorpusConfig(taggers="nltk"))
+    parts = [item for item in report.found if item.source == "body_part"]
+    assert [part.name for part in parts] == [name for name, _ in build.BODY_PARTS]
+    for part, (name, _) in zip(parts, build.BODY_PARTS, strict=True):
+        bodies = [sense.name for sense in lexicon.senses(name) if sense.lexname == "noun.body"]
+        assert (part.choice.sense.name in bodies) if bodies else part.choice.sense is None
+    assert report.inputs["wordnet"]["sha256"] == lexicon.sha256()
+
+
 def test_processes_and_chunks_change_nothing(file, nltk_data, monkeypatch):
     alone = mined(file, nltk_data)
     monkeypatch.setattr(captions, "CHUNK", 70)
