@@ -7,18 +7,19 @@
     corpus.search_image("photo.jpg")
     corpus.entities.groupby("kind").size()
 
-Importing the package loads nothing heavy: this file comes with the first verb, a model with the first search that needs one.
+Importing the package loads nothing heavy: this file comes with the first verb, a model with the first search that
+needs one.
 """
 
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import numpy as np
 import pandas as pd
@@ -29,8 +30,8 @@ from corpus_builder.build import Inputs, Say, build_corpus
 from corpus_builder.config import CorpusConfig, CorpusError, did_you_mean
 from corpus_builder.embed import BATCH, OpenClip
 from corpus_builder.index import check_belongs, read_index
-from corpus_builder.pictures import read_frame, read_image
-from corpus_builder.search import Hit
+from corpus_builder.pictures import read_image
+from corpus_builder.search import Hit, Query
 
 PathLike = str | os.PathLike[str]
 
@@ -106,18 +107,27 @@ class Corpus:
 
     def search(self, text: str, k: int = 10) -> list[Hit]:
         """The k entities nearest to a text, best first."""
-        _ = self._index  # a corpus that is broken is told before a model is loaded
-        return self.nearest(self.encoder.encode([text]), k)[0]
+        return self.find(Query(text=text), k)
 
     def search_image(self, path: PathLike, k: int = 10) -> list[Hit]:
-        """The k entities nearest to the picture in a file; raises as :func:`pictures.read_image`."""
-        image = read_image(Path(path))
-        return self.nearest(self.encoder.encode_images([image]), k)[0]
+        """The k entities nearest to the picture in a file, best first."""
+        return self.find(Query(image=Path(path)), k)
 
     def search_frame(self, path: PathLike, at: float, k: int = 10) -> list[Hit]:
-        """The k entities nearest to the frame of a video ``at`` seconds; raises as :func:`pictures.read_frame`."""
-        frame = read_frame(Path(path), at)
-        return self.nearest(self.encoder.encode_images([frame]), k)[0]
+        """The k entities nearest to what a video shows ``at`` seconds from its beginning, best first."""
+        return self.find(Query(video=Path(path), at=at), k)
+
+    def find(self, query: Query, k: int = 10) -> list[Hit]:
+        """The k entities nearest to a query, best first.
+
+        Raises :class:`CorpusError` on a file that gives no picture, an index that is not the corpus's, or a model
+        that is not there any more.
+        """
+        content = query.content()
+        _ = self._index  # a broken corpus is told before a model is loaded
+        encoder = self.encoder
+        vectors = encoder.encode([content]) if isinstance(content, str) else encoder.encode_images([content])
+        return self.nearest(vectors, k)[0]
 
     def tag(self, paths: Iterable[PathLike], k: int = 5) -> Iterator[Tagged]:
         """The k entities nearest to each photo, in order, as they are done; a file that is no image has its error.
@@ -143,7 +153,8 @@ class Corpus:
     def subset(self, out: PathLike, *, force: bool = False, **conditions: Any) -> "Corpus":
         """The entities that meet every condition (:class:`reuse.Selection`) as a corpus of its own."""
         _check_names(conditions, reuse.Selection)
-        reuse.subset(self.folder, Path(out), reuse.Selection(**conditions), force=force)
+        selection = reuse.Selection(**_fields_of(reuse.Selection, conditions))
+        reuse.subset(self.folder, Path(out), selection, force=force)
         return self._sibling(out)
 
     def merge(self, *others: "Corpus | PathLike", out: PathLike, force: bool = False) -> "Corpus":
@@ -152,7 +163,9 @@ class Corpus:
         reuse.merge([self.folder, *folders], Path(out), force=force)
         return self._sibling(out)
 
-    def export(self, out: PathLike, *, form: str | None = None, embeddings: bool = False, force: bool = False) -> None:
+    def export(
+        self, out: PathLike, *, form: str | None = None, embeddings: bool = False, force: bool = False
+    ) -> None:
         """Write the entities for other programs, as :func:`export.export`."""
         from corpus_builder.export import export
 
@@ -211,31 +224,37 @@ def create(
     _check_names(options, Inputs, CorpusConfig)
     config = CorpusConfig(**_fields_of(CorpusConfig, options))
     with tempfile.TemporaryDirectory() as folder:
-        paths = _fields_of(Inputs, options) | {
-            "labels": _labels_file(labels, Path(folder)),
-            "captions": captions and Path(captions),
-        }
-        build_corpus(
-            Inputs(**paths), config, model, pretrained, Path(out), device=device, force=force, say=say
-        )
+        given = options | {"labels": _labels_file(labels, Path(folder)), "captions": captions}
+        inputs = Inputs(**_fields_of(Inputs, given))
+        build_corpus(inputs, config, model, pretrained, Path(out), device=device, force=force, say=say)
     return Corpus(out, model=model, pretrained=pretrained, device=device)
 
 
-def _labels_file(labels: PathLike | Sequence[str] | None, folder: Path) -> Path | None:
+def _labels_file(labels: PathLike | Sequence[str] | None, folder: Path) -> PathLike | None:
     """The file of labels; those given as a list are written to one."""
     if labels is None or isinstance(labels, str | os.PathLike):
-        return None if labels is None else Path(labels)
+        return labels
     path = folder / "labels.json"
     path.write_text(json.dumps(list(labels), ensure_ascii=False), encoding="utf-8")
     return path
 
 
-def _fields_of(kind: Any, options: dict[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in fields(kind)}
-    return {name: value for name, value in options.items() if name in names}
+def _fields_of(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are fields of a dataclass; strings become paths, and lists tuples, where it asks for those."""
+    types = {field.name: field.type for field in fields(kind)}
+    given = {name: value for name, value in options.items() if name in types and value is not None}
+    return {name: _as_type(value, types[name]) for name, value in given.items()}
 
 
-def _check_names(options: dict[str, Any], *kinds: Any) -> None:
+def _as_type(value: Any, wanted: Any) -> Any:
+    several = get_origin(wanted) is tuple
+    values = [value] if isinstance(value, str | os.PathLike) or not several else value
+    if Path in get_args(wanted):
+        values = [Path(each) for each in values]
+    return tuple(values) if several else values[0]
+
+
+def _check_names(options: Mapping[str, Any], *kinds: Any) -> None:
     known = [field.name for kind in kinds for field in fields(kind)]
     for name in options:
         if name not in known:

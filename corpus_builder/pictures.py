@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from corpus_builder.config import CorpusError
 
-NO_PYAV = 'frames of videos need PyAV, which is not installed; run `pip install "alt-toolkit[video]"` or `pip install av`'
+NO_PYAV = 'frames of videos need PyAV, which is not installed; run `pip install "alt-toolkit[video]"`'
 
 ROUNDING = 1e-6
 """Seconds by which a time given in decimals may miss a frame's own."""

@@ -1,17 +1,18 @@
 """The entities of a corpus nearest to unit vectors, and the model of a corpus that makes such vectors."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from PIL.Image import Image
 
 from corpus_builder import artifact
 from corpus_builder.config import CorpusError
 from corpus_builder.embed import OpenClip, choose_device, is_published, load_text_encoder
 from corpus_builder.index import search
+from corpus_builder.pictures import read_frame, read_image
 
 COLUMNS = ("entity_id", "key", "name", "kind", "source", "sense", "gloss")
 
@@ -31,6 +32,39 @@ class Hit:
 
     def __str__(self) -> str:
         return f"{self.cosine:7.4f}  {self.name:<24} {self.sense or '-':<24} {self.gloss or ''}".rstrip()
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to look for: a text, the picture in a file, or the frame of a video at a time in seconds. One of them."""
+
+    text: str | None = None
+    image: Path | None = None
+    video: Path | None = None
+    at: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises :class:`CorpusError` unless exactly one is given, and a time with a video only."""
+        given = {"TEXT": self.text, "--image": self.image, "--video": self.video}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) != 1:
+            raise CorpusError(
+                "search by exactly one of TEXT, --image FILE and --video FILE --at SECONDS; got"
+                f" {' and '.join(names) or 'none of them'}"
+            )
+        if (self.video is None) != (self.at is None):
+            missing = "--at SECONDS" if self.at is None else "--video FILE"
+            raise CorpusError(f"--video FILE and --at SECONDS go together; {missing} is missing")
+        if self.text is not None and not self.text.strip():
+            raise CorpusError("TEXT is empty, expected something to look for")
+
+    def content(self) -> str | Image:
+        """The text, or the picture; raises :class:`CorpusError` if the file gives none."""
+        if self.image is not None:
+            return read_image(self.image)
+        if self.video is not None and self.at is not None:
+            return read_frame(self.video, self.at)
+        return str(self.text)
 
 
 def nearest(
@@ -74,22 +108,6 @@ def encoder_of(corpus: artifact.Artifact, model: str | None, pretrained: str | N
             f" with --model and --pretrained, or run `{artifact.MAKERS['corpus']}` with the second"
         )
     return encoder
-
-
-def check_query(text: str | None, image: Path | None, video: Path | None, at: float | None) -> None:
-    """Raise :class:`CorpusError` unless there is exactly one thing to search by, and a time with a video only."""
-    given = {"TEXT": text, "--image": image, "--video": video}
-    names = [name for name, value in given.items() if value is not None]
-    if len(names) != 1:
-        raise CorpusError(
-            "expected exactly one of TEXT, --image FILE and --video FILE --at SECONDS, got"
-            f" {' and '.join(names) or 'none of them'}"
-        )
-    if (video is None) != (at is None):
-        missing = "--at SECONDS" if at is None else "--video FILE"
-        raise CorpusError(f"--video FILE and --at SECONDS go together, {missing} is missing")
-    if text is not None and not text.strip():
-        raise CorpusError("TEXT is empty, expected something to look for")
 
 
 def _encoder_where_it_lay(folder: Path, own: dict[str, Any], device: str) -> OpenClip:

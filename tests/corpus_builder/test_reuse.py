@@ -52,7 +52,7 @@ def whole(folder):
 
 
 def test_merging_unites_keys_adds_counts_and_keeps_every_embedding(first, second, tmp_path):
-    manifest = reuse.merge(first, second, tmp_path / "c")
+    manifest = reuse.merge([first, second], tmp_path / "c")
     whole(tmp_path / "c")
     one, two, both = rows(first), rows(second), rows(tmp_path / "c")
     assert both.keys() == one.keys() | two.keys()
@@ -66,7 +66,7 @@ def test_merging_unites_keys_adds_counts_and_keeps_every_embedding(first, second
 
 
 def test_merging_a_corpus_with_itself_doubles_the_counts_and_nothing_else(first, tmp_path):
-    reuse.merge(first, first, tmp_path / "c")
+    reuse.merge([first, first], tmp_path / "c")
     one, both = rows(first), rows(tmp_path / "c")
     assert {key: 2 * row["count"] for key, row in one.items()} == {k: row["count"] for k, row in both.items()}
     assert reuse.diff(first, tmp_path / "c").changed == {key: ("count",) for key in one}
@@ -75,7 +75,7 @@ def test_merging_a_corpus_with_itself_doubles_the_counts_and_nothing_else(first,
 def test_corpora_of_two_models_are_not_merged(first, shared, other_clip, tmp_path):
     other = make(tmp_path / "o", ["playing guitar"], shared, other_clip)
     with pytest.raises(CorpusError, match="only corpora of one model can be merged.*re-embed"):
-        reuse.merge(first, other, tmp_path / "c")
+        reuse.merge([first, other], tmp_path / "c")
 
 
 def test_re_embedding_keeps_entities_and_makes_corpora_mergeable(first, other_clip, shared, tmp_path):
@@ -86,12 +86,12 @@ def test_re_embedding_keeps_entities_and_makes_corpora_mergeable(first, other_cl
     expected = load_text_encoder(other_clip, device="cpu").encode(corpus.table["text"].to_pylist())
     np.testing.assert_allclose(corpus.embeddings, expected, atol=1e-6)
     other = make(tmp_path / "o", ["playing piano"], shared, other_clip)
-    reuse.merge(tmp_path / "r", other, tmp_path / "c")
+    reuse.merge([tmp_path / "r", other], tmp_path / "c")
     assert "piano.n.01" in rows(tmp_path / "c")
 
 
 def test_subsets_by_label_kind_count_and_number(first, second, tmp_path):
-    reuse.merge(first, second, tmp_path / "all")
+    reuse.merge([first, second], tmp_path / "all")
     (tmp_path / "some.txt").write_text("feeding horse\nzumba\n")
     reuse.subset(tmp_path / "all", tmp_path / "l", Selection(labels=tmp_path / "some.txt"))
     assert set(rows(tmp_path / "l")) == {"horse.n.01", "zumba"}
@@ -119,8 +119,8 @@ def test_senses_weighed_follow_their_entity(first, tmp_path):
 
 
 def test_deriving_twice_gives_the_same_bytes(first, second, tmp_path):
-    one = reuse.merge(first, second, tmp_path / "a")
-    two = reuse.merge(first, second, tmp_path / "b")
+    one = reuse.merge([first, second], tmp_path / "a")
+    two = reuse.merge([first, second], tmp_path / "b")
     assert one["files"] == two["files"] and one["fingerprint"] == two["fingerprint"]
 
 
@@ -144,7 +144,7 @@ def test_real_clip_embeddings_through_merge_index_and_search(shared, tmp_path):
     halves = {"a": ids[: len(ids) // 2 + 20], "b": ids[len(ids) // 2 :]}
     for folder, part in halves.items():
         real_corpus(tmp_path / folder, [names[i] for i in part], vectors[part])
-    reuse.merge(tmp_path / "a", tmp_path / "b", tmp_path / "c")
+    reuse.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
     corpus = whole(tmp_path / "c")
     merged = corpus.table["name"].to_pylist()
     assert sorted(merged) == sorted(distinct)
