@@ -107,8 +107,8 @@ class _Video:
         pictures = (s for s in streams.video if not s.disposition & Disposition.attached_pic)
         self._stream: Any = next(pictures, None)
         if self._stream is None:
-            self._container.close()
             kinds = ", ".join(sorted({stream.type for stream in streams})) or "nothing"
+            self._container.close()  # after which its streams must not be touched
             raise CorpusError(f"'{path}' holds no video stream, found {kinds}")
         self._step = float(1 / self._stream.average_rate) if self._stream.average_rate else 0.0
 

@@ -17,7 +17,7 @@ def write_video(path, levels=range(0, 250, 8), codec="libx264", times=None, star
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        stream.codec_context.gop_size = 5
+        stream.codec_context.gop_size, stream.codec_context.bit_rate = 5, 4_000_000
         if codec == "libx264":
             stream.codec_context.time_base = Fraction(1, 1000)
         for number, level in enumerate(levels):
@@ -31,7 +31,7 @@ def write_video(path, levels=range(0, 250, 8), codec="libx264", times=None, star
 
 
 def level_at(path, seconds):
-    return float(np.asarray(read_frame(path, seconds)).mean())
+    return float(np.asarray(read_frame(path, float(seconds))).mean())
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.avi", "clip.ts"])
@@ -52,7 +52,7 @@ def test_a_time_beyond_the_end_is_told(tmp_path):
     path = write_video(tmp_path / "c.mp4")
     assert level_at(path, 3.15) == pytest.approx(248, abs=3)
     with pytest.raises(CorpusError, match=r"c.mp4' shows its last frame until 3.\d\d s, got --at 4"):
-        read_frame(path, 4)
+        read_frame(path, 4.0)
     for wrong in (-1.0, float("nan"), float("inf")):
         with pytest.raises(CorpusError, match="expected seconds from the beginning of the video, 0 or more"):
             read_frame(path, wrong)
@@ -60,7 +60,7 @@ def test_a_time_beyond_the_end_is_told(tmp_path):
 
 @pytest.mark.shared
 def test_a_rotated_video_is_turned_upright(shared):
-    assert read_frame(shared / "videos" / "rotated_90.mov", 0).size == (320, 568)
+    assert read_frame(shared / "videos" / "rotated_90.mov", 0.0).size == (320, 568)
 
 
 def test_what_is_no_video_is_told(tmp_path):
@@ -83,7 +83,7 @@ def test_what_is_no_video_is_told(tmp_path):
         ".": "no such file",
     }.items():
         with pytest.raises(CorpusError, match=message):
-            read_frame(tmp_path / name, 0)
+            read_frame(tmp_path / name, 0.0)
 
 
 def test_a_video_cut_short_gives_its_frames_and_no_others(tmp_path):
@@ -98,7 +98,7 @@ def test_a_video_cut_short_gives_its_frames_and_no_others(tmp_path):
 def test_without_pyav_the_command_that_installs_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(CorpusError, match=r'pip install "alt-toolkit\[video\]"'):
-        read_frame(tmp_path / "c.mp4", 0)
+        read_frame(tmp_path / "c.mp4", 0.0)
 
 
 def test_pictures_of_every_mode_come_as_rgb(tmp_path):
