@@ -15,9 +15,10 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 
 WHAT = """\
 A corpus of visual entities: things, animals, people, body parts, scenes and activities that can be seen where
-actions happen. Each has one sense, a short text that describes it, and the unit vector of that text in the space of
-a CLIP model. It is the text corpus of "Align before Adapt" (ALT, CVPR 2024), made by the open toolkit's
-`corpus_builder`, and serves whatever has vectors of the same model: tagging of pictures, search, alignment."""
+actions happen. Each has one WordNet sense or none, a text that describes it, and the unit vector of that text in the
+space of a CLIP model. Such a corpus is the text side of "Align before Adapt" (ALT, CVPR 2024); this one was made by
+the `corpus_builder` of an open toolkit for it, and serves whatever has vectors of the same model: tagging of pictures,
+search, alignment."""
 
 LIMITS = """\
 - English only. Entities were found by part-of-speech taggers and WordNet, senses chosen by a program; some are wrong.

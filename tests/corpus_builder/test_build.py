@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+from PIL import Image
 from safetensors.torch import save_file
 
 from corpus_builder import api, artifact, build
@@ -255,6 +256,9 @@ def test_an_index_of_other_vectors_is_refused(tiny_clip, tmp_path):
 
 def test_the_readme_s_example_runs(tiny_clip, tmp_path):
     tiny_corpus(tmp_path / "corpus", tiny_clip)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "photos" / "one.jpg")
+    (tmp_path / "photos" / "broken.jpg").write_text("no picture")
     readme = Path(build.__file__).with_name("README.md").read_text()
     snippets = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     assert len(snippets) == 1
@@ -263,10 +267,9 @@ def test_the_readme_s_example_runs(tiny_clip, tmp_path):
         [sys.executable, "-c", snippets[0]], cwd=tmp_path, env=found, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
-    assert first.startswith("[('bicycle', ['biking'], 1.0)") and second.startswith(
-        "[('horse', ['riding'], 1.0)"
-    )
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("<Corpus 'corpus': 2 entities") and lines[1].startswith("bicycle None 1.0")
+    assert "not an image" in lines[5] and len((tmp_path / "from-labels.csv").read_text().splitlines()) == 3
 
 
 @pytest.mark.shared
