@@ -24,6 +24,7 @@ from typing import Any, get_args, get_origin
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from PIL.Image import Image
 
 from corpus_builder import artifact, reuse, search
 from corpus_builder.build import Inputs, Say, build_corpus
@@ -132,21 +133,25 @@ class Corpus:
     def tag(self, paths: Iterable[PathLike], k: int = 5) -> Iterator[Tagged]:
         """The k entities nearest to each photo, in order, as they are done; a file that is no image has its error.
 
-        Photos are read and embedded a batch at a time, so a folder of any size fits.
+        Photos are embedded a batch at a time and held one at a time, so a folder of any size fits.
         """
         rest = iter(paths)
         while batch := [Path(path) for path in islice(rest, BATCH)]:
             yield from self._tag_batch(batch, k)
 
     def _tag_batch(self, paths: Sequence[Path], k: int) -> Iterator[Tagged]:
-        images, errors = {}, {}
-        for path in dict.fromkeys(paths):
-            try:
-                images[path] = read_image(path)
-            except CorpusError as error:
-                errors[path] = str(error)
-        hits = self.nearest(self.encoder.encode_images(list(images.values())), k) if images else []
-        found = dict(zip(images, hits, strict=True))
+        errors: dict[Path, str] = {}
+
+        def images() -> Iterator[Image]:
+            for path in dict.fromkeys(paths):
+                try:
+                    yield read_image(path)
+                except CorpusError as error:
+                    errors[path] = str(error)
+
+        vectors = self.encoder.encode_images(images())
+        read = [path for path in dict.fromkeys(paths) if path not in errors]
+        found = dict(zip(read, self.nearest(vectors, k), strict=True))
         for path in paths:
             yield Tagged(path, tuple(found.get(path, ())), errors.get(path))
 

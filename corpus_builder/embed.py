@@ -7,7 +7,7 @@ the alignments made with them can be told to come from one model.
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
@@ -63,11 +63,15 @@ class OpenClip:
         return torch.nn.functional.normalize(text_features(self._model, tokens).float(), dim=-1)
 
     @torch.inference_mode()
-    def encode_images(self, images: Sequence[Image]) -> Float[np.ndarray, "images dim"]:
-        """Unit float32 vectors, one row per picture, prepared as the model's own settings ask."""
-        if not images:
+    def encode_images(self, images: Iterable[Image]) -> Float[np.ndarray, "images dim"]:
+        """Unit float32 vectors, one row per picture, in one batch, prepared as the model's own settings ask.
+
+        Of pictures that come from a generator one is held at a time, at its full size.
+        """
+        prepared = [self._preprocess(image) for image in images]
+        if not prepared:
             return np.zeros((0, self.info["embed_dim"]), dtype=np.float32)
-        pixels = torch.stack([self._preprocess(image) for image in images]).to(self._device)
+        pixels = torch.stack(prepared).to(self._device)
         return torch.nn.functional.normalize(self._model.encode_image(pixels).float(), dim=-1).cpu().numpy()
 
     @cached_property
