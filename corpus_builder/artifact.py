@@ -212,7 +212,7 @@ def write_corpus(
     """
     dim = entities.schema.field("embedding").type.list_size
     tables = {ENTITIES: entities, **told}
-    files = {name: _parquet(tables[name]) if name in tables else index for name in FILES["corpus"]}
+    files = {name: parquet_bytes(tables[name]) if name in tables else index for name in FILES["corpus"]}
     rows = {name: len(tables.get(name, entities)) for name in FILES["corpus"]}
     extra = {**facts, "entities": len(entities), "dim": dim}
     return _publish(folder, "corpus", files, rows, extra, force, location)
@@ -237,7 +237,7 @@ def write_labels(
     """Publish a Labels artifact and return its manifest; arguments as :func:`write_corpus`."""
     dim = labels.schema.field("embedding").type.list_size
     extra = {**facts, "labels": len(labels), "dim": dim}
-    return _publish(folder, "labels", {LABELS: _parquet(labels)}, {LABELS: len(labels)}, extra, force)
+    return _publish(folder, "labels", {LABELS: parquet_bytes(labels)}, {LABELS: len(labels)}, extra, force)
 
 
 def write_mined(path: Path, table: pa.Table) -> None:
@@ -246,7 +246,7 @@ def write_mined(path: Path, table: pa.Table) -> None:
     Raises :class:`CorpusError` as :func:`check_mined` does.
     """
     check_mined(path)
-    writers = {".parquet": _parquet, ".csv": _csv, ".jsonl": _jsonl}
+    writers = {".parquet": parquet_bytes, ".csv": _csv, ".jsonl": _jsonl}
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, writers[path.suffix.lower()](table))
 
@@ -411,10 +411,15 @@ def _check_above(path: Path) -> None:
 
 def check_room(folder: Path, kind: str, *, force: bool = False) -> None:
     """Raise :class:`CorpusError` if writing into ``folder`` would mix an artifact with other things."""
+    own = {*FILES[kind], MANIFEST, *([MODEL_LOCATION] if kind == "corpus" else [])}
+    check_holds_only(folder, own, force=force)
+
+
+def check_holds_only(folder: Path, own: set[str], *, force: bool = False) -> None:
+    """Raise :class:`CorpusError` if a folder to write to is a file, or holds other things than ``own``."""
     _check_above(folder)
     if folder.exists() and not folder.is_dir():
         raise CorpusError(f"--out '{folder}' is a file, expected a folder")
-    own = {*FILES[kind], MANIFEST, *([MODEL_LOCATION] if kind == "corpus" else [])}
     others = sorted(p.name for p in folder.iterdir() if p.name not in own) if folder.is_dir() else []
     others = [name for name in others if not name.startswith(".tmp-")]
     if others and not force:
@@ -430,7 +435,8 @@ def _make_room(folder: Path, kind: str, force: bool) -> None:
         stale.unlink()
 
 
-def _parquet(table: pa.Table) -> bytes:
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as a Parquet file with checksums of its pages."""
     sink = pa.BufferOutputStream()
     plain = [name for name in table.schema.names if name != "embedding"]
     pq.write_table(table, sink, compression="zstd", use_dictionary=plain, write_page_checksum=True)

@@ -194,30 +194,6 @@ def labels_cli(
     )
 
 
-@app.command("search")
-@plain_errors
-def search_cli(
-    corpus: Annotated[Path, typer.Argument(help="Corpus folder.", metavar="DIR")],
-    text: Annotated[str, typer.Argument(help="What to look for.")],
-    k: Annotated[int, typer.Option("--k", min=1, help="How many entities to show.")] = 10,
-    model: Annotated[
-        str | None, typer.Option("--model", help="The corpus's model, where its local folder has moved.")
-    ] = None,
-    pretrained: Pretrained = None,
-    device: Device = "auto",
-    as_json: AsJson = False,
-) -> None:
-    """Show the entities nearest to a text, by cosine."""
-    from corpus_builder import build
-
-    rows = build.search_corpus(corpus, text, k, model=model, pretrained=pretrained, device=device)
-    if as_json:
-        typer.echo(json.dumps(rows))
-        return
-    for row in rows:
-        typer.echo(f"{row['cosine']:7.4f}  {row['name']:<24} {row['sense'] or '-':<24} {row['gloss'] or ''}")
-
-
 @app.command("inspect")
 @plain_errors
 def inspect_cli(

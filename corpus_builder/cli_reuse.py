@@ -18,13 +18,76 @@ def _tell(out: Path, manifest: dict) -> None:
     typer.echo(f"{out}: {manifest['entities']} entities, fingerprint {manifest['fingerprint'][:12]}")
 
 
+@app.command("search")
+@plain_errors
+def search_cli(
+    corpus: Corpus,
+    text: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
+    image: Annotated[Path | None, typer.Option("--image", help="Look for what is in this picture.")] = None,
+    video: Annotated[
+        Path | None, typer.Option("--video", help="Look for what a video shows at --at SECONDS.")
+    ] = None,
+    at: Annotated[float | None, typer.Option("--at", help="Seconds from the beginning of --video.")] = None,
+    k: Annotated[int, typer.Option("--k", min=1, help="How many entities to show.")] = 10,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The corpus's model, where its local folder has moved.")
+    ] = None,
+    pretrained: Pretrained = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Show the entities nearest to a text, a picture or a frame of a video, by cosine."""
+    from corpus_builder import api, search
+
+    query = search.Query(text, image, video, at)
+    opened = api.open(corpus, model=model, pretrained=pretrained, device=device)
+    hits = opened.find(query, k)
+    typer.echo(json.dumps([asdict(hit) for hit in hits]) if as_json else "\n".join(map(str, hits)))
+    if opened.random_weights:
+        typer.echo("the corpus's model has random weights: the cosines mean nothing", err=True)
+
+
+@app.command("export")
+@plain_errors
+def export_cli(
+    corpus: Corpus,
+    out: Annotated[Path, typer.Option("--out", help="File (.csv, .jsonl) or, for hf, folder to write.")],
+    form: Annotated[
+        str | None, typer.Option("--format", help="csv, jsonl or hf [default: by the suffix of --out].")
+    ] = None,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Write the vectors too; hf always does.")
+    ] = False,
+    force: Force = False,
+) -> None:
+    """Write the entities for other programs: a table, or a folder for Hugging Face datasets with its card."""
+    from corpus_builder.export import export
+
+    told = export(corpus, out, form=form, embeddings=embeddings, force=force)
+    typer.echo(f"{out}: {told.entities} entities as {told.form}")
+    if told.formulas:
+        typer.echo(
+            f"{told.formulas} cells begin with = + - or @. They are data, written as they are: have a"
+            " spreadsheet import the columns as text",
+            err=True,
+        )
+
+
 @app.command("merge")
 @plain_errors
-def merge_cli(corpus: Corpus, other: Other, out: OutDir, force: Force = False) -> None:
-    """Unite two corpora of one model; entities of one key become one."""
+def merge_cli(
+    corpus: Corpus,
+    others: Annotated[list[Path], typer.Argument(help="Other corpus folders.", metavar="OTHER...")],
+    out: OutDir,
+    force: Force = False,
+) -> None:
+    """Unite corpora of one model; entities of one key become one."""
     from corpus_builder import reuse
 
-    _tell(out, reuse.merge(corpus, other, out, force=force))
+    manifest = reuse.merge([corpus, *others], out, force=force)
+    _tell(out, manifest)
+    counts = manifest["counts"]
+    typer.echo(f"{counts['united']} united, of which {counts['texts_differed']} had another text")
 
 
 @app.command("subset")
@@ -35,7 +98,15 @@ def subset_cli(
     labels: Annotated[
         Path | None, typer.Option("--labels", help="Keep entities found in these labels.")
     ] = None,
+    entities: Annotated[
+        Path | None,
+        typer.Option("--entities", help="Keep these: text file, one name or key (synset) a line."),
+    ] = None,
     kind: Annotated[list[str] | None, typer.Option("--kind", help="Keep this kind. Repeatable.")] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option("--source", help="Keep what was found there: label, caption ... Repeatable."),
+    ] = None,
     lexname: Annotated[
         list[str] | None, typer.Option("--lexname", help="Keep this lexicographer file. Repeatable.")
     ] = None,
@@ -46,8 +117,13 @@ def subset_cli(
     """Keep the entities that meet every condition given."""
     from corpus_builder import reuse
 
-    selection = reuse.Selection(labels, tuple(kind or ()), tuple(lexname or ()), min_count, top)
-    _tell(out, reuse.subset(corpus, out, selection, force=force))
+    selection = reuse.Selection(
+        labels, entities, tuple(kind or ()), tuple(source or ()), tuple(lexname or ()), min_count, top
+    )
+    manifest = reuse.subset(corpus, out, selection, force=force)
+    _tell(out, manifest)
+    if missing := manifest["counts"]["not_found"]:
+        typer.echo(f"{len(missing)} asked for are not in '{corpus}', the first is '{missing[0]}'", err=True)
 
 
 @app.command("re-embed")
@@ -79,7 +155,8 @@ def diff_cli(corpus: Corpus, other: Other, as_json: AsJson = False) -> None:
     lines = [f"- {key}" for key in told.only_first] + [f"+ {key}" for key in told.only_second]
     lines += [f"~ {key}: {', '.join(columns)}" for key, columns in told.changed.items()]
     only = f"{len(told.only_first)} only in '{corpus}', {len(told.only_second)} only in '{other}'"
-    typer.echo("\n".join([*lines, f"{only}, {len(told.changed)} changed, {told.same} alike"]))
+    model = "made with one model" if told.one_model else "made with different models"
+    typer.echo("\n".join([*lines, f"{only}, {len(told.changed)} changed, {told.same} alike; {model}"]))
 
 
 @app.command("stats")

@@ -1,4 +1,4 @@
-"""Texts -> unit vectors by the text tower of an open_clip model.
+"""Texts and pictures -> unit vectors by the two towers of an open_clip model.
 
 The model is loaded in fp32 and hashed before anything else is done to it, so that a corpus, its labels and
 the alignments made with them can be told to come from one model.
@@ -7,14 +7,17 @@ the alignments made with them can be told to come from one model.
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from PIL.Image import Image
 from torch import Tensor
 
 from corpus_builder.config import CorpusError, did_you_mean
@@ -38,8 +41,8 @@ class TextEncoder(Protocol):
         ...
 
 
-class OpenClipText:
-    """The text tower of an open_clip model, on one device."""
+class OpenClip:
+    """The towers of an open_clip model, on one device."""
 
     def __init__(self, model: Any, tokenizer: Any, info: dict[str, Any], device: str = "cpu") -> None:
         self._model = model.eval().to(device)
@@ -58,6 +61,27 @@ class OpenClipText:
     def _encode_batch(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
         tokens = self._tokenizer(list(texts)).to(self._device)
         return torch.nn.functional.normalize(text_features(self._model, tokens).float(), dim=-1)
+
+    @torch.inference_mode()
+    def encode_images(self, images: Iterable[Image]) -> Float[np.ndarray, "images dim"]:
+        """Unit float32 vectors, one row per picture, in one batch, prepared as the model's own settings ask.
+
+        Of pictures that come from a generator one is held at a time, at its full size.
+        """
+        prepared = [self._preprocess(image) for image in images]
+        if not prepared:
+            return np.zeros((0, self.info["embed_dim"]), dtype=np.float32)
+        pixels = torch.stack(prepared).to(self._device)
+        return torch.nn.functional.normalize(self._model.encode_image(pixels).float(), dim=-1).cpu().numpy()
+
+    @cached_property
+    def _preprocess(self) -> Callable[[Image], Float[Tensor, "channels height width"]]:
+        """What open_clip makes for evaluation: resize, crop, normalise."""
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        known = {field.name for field in fields(PreprocessCfg)}
+        told = {key: value for key, value in self._model.visual.preprocess_cfg.items() if key in known}
+        return image_transform_v2(PreprocessCfg(**told), is_train=False)
 
     def truncated(self, texts: Sequence[str]) -> int:
         """How many of the texts are longer than the model's context."""
@@ -89,8 +113,8 @@ def text_features(model: Any, tokens: Int[Tensor, "texts context"]) -> Float[Ten
     return out["text_features"] if isinstance(out, dict) else out[1]
 
 
-def load_text_encoder(name: str, pretrained: str | None = None, device: str = "auto") -> OpenClipText:
-    """Load an open_clip model's text tower.
+def load_text_encoder(name: str, pretrained: str | None = None, device: str = "auto") -> OpenClip:
+    """Load an open_clip model; its image tower comes with it.
 
     Args:
         name: a built-in architecture, ``hf-hub:org/repo`` or ``local-dir:PATH``.
@@ -118,7 +142,7 @@ def load_text_encoder(name: str, pretrained: str | None = None, device: str = "a
         "embed_dim": _embed_dim(model, tokenizer),
         "random_weights": pretrained == "none",
     }
-    return OpenClipText(model, tokenizer, info, chosen)
+    return OpenClip(model, tokenizer, info, chosen)
 
 
 def choose_device(device: str) -> str:

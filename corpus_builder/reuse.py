@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from corpus_builder.entities import examples
 from corpus_builder.index import build_index, index_bytes
 from corpus_builder.sources import read_labels
 from corpus_builder.tables import with_embeddings
+from corpus_builder.wordlists import read_list
 
 Row = dict[str, Any]
 Place = tuple[int, int]
@@ -44,16 +46,22 @@ class Selection:
 
     labels: Path | None = None
     """File of labels; entities found in one of them are kept."""
+    entities: Path | None = None
+    """File of names, aliases and keys (synsets), one a line; ``#`` begins a remark."""
     kinds: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    """Found in one of these, be it not the first."""
     lexnames: tuple[str, ...] = ()
     min_count: int = 0
     top: int | None = None
     """The so many found most often (ties: the lower id)."""
 
     def __post_init__(self) -> None:
-        """Raises :class:`CorpusError` on an unknown kind or a number below what makes sense."""
+        """Raises :class:`CorpusError` on an unknown kind or source, or a number below what makes sense."""
         for kind in self.kinds:
             check_choice("--kind", kind, KINDS)
+        for source in self.sources:
+            check_choice("--source", source, SOURCES)
         if self.top is not None and self.top < 1:
             raise CorpusError(f"--top is {self.top}, expected at least 1")
 
@@ -66,51 +74,75 @@ class Difference:
     only_second: tuple[str, ...]
     changed: dict[str, tuple[str, ...]]
     same: int
+    one_model: bool
 
 
 def subset(folder: Path, out: Path, selection: Selection, *, force: bool = False) -> dict[str, Any]:
     """Write the entities of a corpus that ``selection`` keeps as a corpus of its own; returns its manifest.
 
-    Raises :class:`CorpusError` if nothing is left.
+    What the files of the selection name and no entity has is listed in the manifest's ``counts``, ``not_found``.
+    Raises :class:`CorpusError` if nothing is left, or a lexicographer file is not among the corpus's.
     """
     corpus = artifact.open_corpus(folder)
     rows = _rows(corpus)
-    ids = _selected(rows, selection)
+    for lexname in selection.lexnames:
+        check_choice("--lexname", lexname, sorted({row["lexname"] for row in rows if row["lexname"]}))
+    files = {name: path for name in ("labels", "entities") if (path := getattr(selection, name))}
+    wanted = _wanted(selection)
+    ids = _selected(rows, selection, wanted)
     if not ids:
         raise CorpusError(f"no entity of '{folder}' is left (it has {len(rows)}); ask for less")
-    told = asdict(selection) | {"labels": selection.labels.name if selection.labels else None}
-    told |= {"kinds": list(selection.kinds), "lexnames": list(selection.lexnames)}
-    kept = [rows[number] for number in ids]
-    return _derive(out, [corpus], [(0, number) for number in ids], kept, {"name": "subset", **told}, force)
+    told = asdict(selection) | {name: path.name for name, path in files.items()}
+    told |= {name: list(told[name]) for name in ("kinds", "sources", "lexnames")}
+    return _derive(
+        out,
+        [corpus],
+        [(0, number) for number in ids],
+        [rows[number] for number in ids],
+        {"name": "subset", **told},
+        force,
+        inputs={name: artifact.file_input(path) for name, path in files.items()},
+        counts={"not_found": sorted(wanted.missing(rows))},
+    )
 
 
-def merge(first: Path, second: Path, out: Path, *, force: bool = False) -> dict[str, Any]:
-    """Write the union of two corpora of one model; returns its manifest.
+def merge(folders: Sequence[Path], out: Path, *, force: bool = False) -> dict[str, Any]:
+    """Write the union of corpora of one model; returns its manifest.
 
-    Entities of one key become one: the first corpus's name, text and embedding, counts added, labels, sources,
-    names and contexts united. Raises :class:`CorpusError` if their models differ.
+    Entities of one key become one: the name, text and embedding of the first corpus that has it, counts added, labels,
+    sources, names and contexts united. The manifest's ``counts`` tell how many were ``united``, and of these how many
+    ``texts_differed``. Raises :class:`CorpusError` if their models differ, or there are fewer than two.
     """
-    corpora = [artifact.open_corpus(first), artifact.open_corpus(second)]
-    models = [corpus.manifest["model"] for corpus in corpora]
-    if models[0]["weights_sha256"] != models[1]["weights_sha256"]:
-        raise CorpusError(
-            f"'{first}' was made with {models[0]['name']} ({models[0]['weights_sha256'][:12]}), '{second}' with"
-            f" {models[1]['name']} ({models[1]['weights_sha256'][:12]}): only corpora of one model can be merged;"
-            " run `corpus-builder re-embed` on one of them first"
-        )
-    tables = [_rows(corpus) for corpus in corpora]
+    if len(folders) < 2:
+        raise CorpusError(f"merge takes two corpora or more, got {len(folders)}")
+    corpora = [artifact.open_corpus(folder) for folder in folders]
+    _check_one_model(corpora)
     places: dict[str, Place] = {}
     united: dict[str, Row] = {}
-    for number, rows in enumerate(tables):
-        for position, row in enumerate(rows):
-            if row["key"] in united:
-                united[row["key"]] = _united(united[row["key"]], row)
+    counts: Counter[str] = Counter(united=0, texts_differed=0)
+    for number, corpus in enumerate(corpora):
+        for position, row in enumerate(_rows(corpus)):
+            key = row["key"]
+            if key in united:
+                counts["united"] += 1
+                counts["texts_differed"] += united[key]["text"] != row["text"]
+                united[key] = _united(united[key], row)
             else:
-                united[row["key"]] = row
-                places[row["key"]] = number, position
+                united[key], places[key] = row, (number, position)
     order = sorted(united, key=lambda key: (SOURCES.index(united[key]["source"]), united[key]["name"], key))
     at, rows = [places[key] for key in order], [united[key] for key in order]
-    return _derive(out, corpora, at, rows, {"name": "merge"}, force)
+    return _derive(out, corpora, at, rows, {"name": "merge"}, force, counts=counts)
+
+
+def _check_one_model(corpora: Sequence[Artifact]) -> None:
+    first, *others = [(corpus.folder, corpus.manifest["model"]) for corpus in corpora]
+    for folder, model in others:
+        if model["weights_sha256"] != first[1]["weights_sha256"]:
+            raise CorpusError(
+                f"'{first[0]}' was made with {first[1]['name']} ({first[1]['weights_sha256'][:12]}), '{folder}' with"
+                f" {model['name']} ({model['weights_sha256'][:12]}): only corpora of one model can be merged;"
+                " run `corpus-builder re-embed` on one of them first"
+            )
 
 
 def re_embed(
@@ -128,24 +160,25 @@ def re_embed(
     vectors = encoder.encode(texts)
     rows = _rows(corpus)
     space = Space(vectors, encoder.info, model_location(model, pretrained), encoder.truncated(texts))
-    return _derive(
-        out, [corpus], [(0, i) for i in range(len(rows))], rows, {"name": "re-embed"}, force, space
-    )
+    places = [(0, number) for number in range(len(rows))]
+    return _derive(out, [corpus], places, rows, {"name": "re-embed"}, force, space=space)
 
 
 def diff(first: Path, second: Path) -> Difference:
-    """What two corpora differ in, by key; embeddings are not compared."""
-    one, two = (
-        {row["key"]: row for row in _rows(artifact.open_corpus(folder))} for folder in (first, second)
-    )
+    """What two corpora differ in, by key; embeddings are not compared, but whether they are of one model is told."""
+    corpora = [artifact.open_corpus(folder) for folder in (first, second)]
+    one, two = ({row["key"]: row for row in _rows(corpus)} for corpus in corpora)
     changed = {}
     for key in sorted(one.keys() & two.keys()):
         columns = [name for name in one[key] if name != "entity_id" and one[key][name] != two[key].get(name)]
         if columns:
             changed[key] = tuple(columns)
-    same = len(one.keys() & two.keys()) - len(changed)
     return Difference(
-        tuple(sorted(one.keys() - two.keys())), tuple(sorted(two.keys() - one.keys())), changed, same
+        tuple(sorted(one.keys() - two.keys())),
+        tuple(sorted(two.keys() - one.keys())),
+        changed,
+        same=len(one.keys() & two.keys()) - len(changed),
+        one_model=len({corpus.manifest["model"]["weights_sha256"] for corpus in corpora}) == 1,
     )
 
 
@@ -157,7 +190,7 @@ def stats(folder: Path) -> dict[str, Any]:
     counts = sorted(row["count"] for row in rows)
 
     def tally(name: str) -> dict[str, int]:
-        return dict(sorted(Counter(str(row[name]) for row in rows).items()))
+        return dict(sorted(Counter(row[name] or "none" for row in rows).items()))
 
     return {
         "entities": len(rows),
@@ -178,13 +211,41 @@ def _rows(corpus: Artifact) -> list[Row]:
     return corpus.table.drop_columns(["embedding"]).to_pylist()
 
 
-def _selected(rows: Sequence[Row], selection: Selection) -> list[int]:
-    labels = {label.label for label in read_labels(selection.labels).labels} if selection.labels else None
+@dataclass(frozen=True)
+class _Wanted:
+    """What the files of a selection name; None where there is no such file."""
+
+    labels: frozenset[str] | None
+    entities: frozenset[str] | None
+
+    def allows(self, row: Row) -> bool:
+        by_label = self.labels is None or bool(self.labels & set(row["labels"]))
+        return by_label and (self.entities is None or bool(self.entities & _names(row)))
+
+    def missing(self, rows: Sequence[Row]) -> frozenset[str]:
+        """What no entity of a corpus has."""
+        labels = {label for row in rows for label in row["labels"]}
+        names = {name for row in rows for name in _names(row)}
+        return ((self.labels or frozenset()) - labels) | ((self.entities or frozenset()) - names)
+
+
+def _wanted(selection: Selection) -> _Wanted:
+    labels = selection.labels and frozenset(label.label for label in read_labels(selection.labels).labels)
+    listed = selection.entities and read_list(selection.entities, "--entities")
+    return _Wanted(labels or None, listed.phrases | listed.synsets if listed else None)
+
+
+def _names(row: Row) -> set[str]:
+    return {name.lower() for name in (row["key"], row["name"], *row["aliases"])}
+
+
+def _selected(rows: Sequence[Row], selection: Selection, wanted: _Wanted) -> list[int]:
     kept = [
         row["entity_id"]
         for row in rows
-        if (labels is None or labels & set(row["labels"]))
+        if wanted.allows(row)
         and (not selection.kinds or row["kind"] in selection.kinds)
+        and (not selection.sources or set(selection.sources) & set(row["sources"]))
         and (not selection.lexnames or row["lexname"] in selection.lexnames)
         and row["count"] >= selection.min_count
     ]
@@ -213,9 +274,15 @@ def _derive(
     rows: Sequence[Row],
     told: Mapping[str, Any],
     force: bool,
+    *,
     space: Space | None = None,
+    inputs: Mapping[str, Any] = MappingProxyType({}),
+    counts: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Publish a corpus whose entity i is ``rows[i]``, found at ``places[i]``; ``space`` is new embeddings."""
+    """Publish a corpus whose entity i is ``rows[i]``, found at ``places[i]``; ``space`` is new embeddings.
+
+    ``told`` is the operation, ``inputs`` and ``counts`` what the manifest is to hold beside parents and sizes.
+    """
     if space is None:
         vectors = np.stack([parents[parent].embeddings[number] for parent, number in places])
         lay = artifact.read_model_location(parents[0].folder)
@@ -230,9 +297,11 @@ def _derive(
         "inputs": {
             f"corpus{number}": {"file": parent.folder.name, "sha256": parent.fingerprint}
             for number, parent in enumerate(parents)
-        },
+        }
+        | dict(inputs),
         "model": dict(space.model),
-        "counts": {"entities": len(rows), "parents": [len(parent.table) for parent in parents]},
+        "counts": {"entities": len(rows), "parents": [len(parent.table) for parent in parents]}
+        | dict(counts),
         "index": built.facts,
     }
     if space.truncated is not None:

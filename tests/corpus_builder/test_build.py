@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+from PIL import Image
 from safetensors.torch import save_file
 
-from corpus_builder import artifact, build
+from corpus_builder import api, artifact, build
 from corpus_builder.config import BODY_PARTS, CorpusConfig, CorpusError
 from corpus_builder.disambiguate import Choice
 from corpus_builder.embed import load_text_encoder, model_location
@@ -155,12 +156,12 @@ def test_building_twice_gives_the_same_fingerprint_and_bytes(corpus, inputs, con
 @pytest.mark.shared
 def test_search_finds_an_entity_by_its_own_text(corpus, tiny_clip, other_clip):
     row = corpus.table.to_pylist()[3]
-    found = build.search_corpus(corpus.folder, row["text"], 3, model=tiny_clip, device="cpu")
-    assert found[0]["entity_id"] == row["entity_id"] and found[0]["cosine"] == pytest.approx(1, abs=1e-5)
+    found = api.open(corpus.folder, model=tiny_clip, device="cpu").search(row["text"], 3)
+    assert found[0].entity_id == row["entity_id"] and found[0].cosine == pytest.approx(1, abs=1e-5)
     with pytest.raises(
         CorpusError, match="needs the corpus's model, local-dir:tinyrandom.*found local-dir:otherrandom"
     ):
-        build.search_corpus(corpus.folder, "nail", model=other_clip)
+        api.open(corpus.folder, model=other_clip).search("nail")
 
 
 def tiny_corpus(folder, name, pretrained=None):
@@ -197,20 +198,20 @@ def test_search_remembers_where_the_model_lay_and_checks_its_weights(movable, ot
     assert json.loads((corpus.folder / "model_location.json").read_text()) == {
         "model": f"local-dir:{movable.resolve()}"
     }
-    assert build.search_corpus(corpus.folder, "horse", 1, device="cpu")[0]["name"] == "horse"
+    assert api.open(corpus.folder, device="cpu").search("horse", 1)[0].name == "horse"
     shutil.copy(Path(other_clip.removeprefix("local-dir:")) / WEIGHTS, movable / WEIGHTS)
     with pytest.raises(
         CorpusError, match="tinyrandom: say where it lies with --model.*now has other weights"
     ):
-        build.search_corpus(corpus.folder, "horse")
+        api.open(corpus.folder).search("horse")
     shutil.rmtree(movable)
     with pytest.raises(
         CorpusError, match="tinyrandom: say where it lies with --model.*holds no open_clip_co"
     ):
-        build.search_corpus(corpus.folder, "horse")
+        api.open(corpus.folder).search("horse")
     (corpus.folder / artifact.MODEL_LOCATION).write_text("{")
     with pytest.raises(CorpusError, match="tinyrandom: say where it lies with --model local-dir:PATH$"):
-        build.search_corpus(corpus.folder, "horse")
+        api.open(corpus.folder).search("horse")
 
 
 def test_the_place_of_the_model_is_no_part_of_the_corpus(movable, tmp_path):
@@ -228,12 +229,12 @@ def test_a_weights_file_is_remembered_too(tiny_builtin, tmp_path):
     save_file(open_clip.create_model(tiny_builtin).state_dict(), weights)
     corpus = tiny_corpus(tmp_path / "c", tiny_builtin, str(weights))
     assert corpus.manifest["model"]["pretrained"] == "weights.safetensors"
-    assert build.search_corpus(corpus.folder, "horse", 1, device="cpu")[0]["name"] == "horse"
+    assert api.open(corpus.folder, device="cpu").search("horse", 1)[0].name == "horse"
     weights.unlink()
     with pytest.raises(
         CorpusError, match="weights.safetensors'.*with --model tiny-builtin --pretrained FILE"
     ):
-        build.search_corpus(corpus.folder, "horse")
+        api.open(corpus.folder).search("horse")
 
 
 def test_a_new_corpus_forgets_where_the_old_model_lay(movable, tiny_builtin, tmp_path):
@@ -250,11 +251,14 @@ def test_an_index_of_other_vectors_is_refused(tiny_clip, tmp_path):
     assert len(other) == path.stat().st_size
     path.write_bytes(other)
     with pytest.raises(CorpusError, match="holds 1 vectors of 64, expected 2 of 32"):
-        build.search_corpus(corpus.folder, "horse")
+        api.open(corpus.folder).search("horse")
 
 
 def test_the_readme_s_example_runs(tiny_clip, tmp_path):
     tiny_corpus(tmp_path / "corpus", tiny_clip)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "photos" / "one.jpg")
+    (tmp_path / "photos" / "broken.jpg").write_text("no picture")
     readme = Path(build.__file__).with_name("README.md").read_text()
     snippets = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     assert len(snippets) == 1
@@ -263,10 +267,9 @@ def test_the_readme_s_example_runs(tiny_clip, tmp_path):
         [sys.executable, "-c", snippets[0]], cwd=tmp_path, env=found, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
-    assert first.startswith("[('bicycle', ['biking'], 1.0)") and second.startswith(
-        "[('horse', ['riding'], 1.0)"
-    )
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("<Corpus 'corpus': 2 entities") and lines[1].startswith("bicycle None 1.0")
+    assert "not an image" in lines[5] and len((tmp_path / "from-labels.csv").read_text().splitlines()) == 3
 
 
 @pytest.mark.shared

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from corpus_builder.cli import app
 
 LABELS = ["labels", "--labels", "l.txt", "--out", "x", "--model", "ViT-B-16", "--pretrained"]
-COMMANDS = ["mine", "build", "labels", "search", "inspect"]
+COMMANDS = ["mine", "build", "labels", "search", "inspect", "subset", "export"]
 
 
 def run(*args, env=None):

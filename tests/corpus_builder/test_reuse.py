@@ -4,12 +4,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from corpus_builder import artifact, build, reuse
+from corpus_builder import api, artifact, build, reuse
 from corpus_builder.config import CorpusConfig, CorpusError
+from corpus_builder.dedup import near_duplicates
 from corpus_builder.embed import load_text_encoder
-from corpus_builder.index import build_index, check_belongs, index_bytes, read_index, search
+from corpus_builder.index import build_index, check_belongs, read_index, search, search_brute_force
 from corpus_builder.reuse import Selection
-from corpus_builder.tables import with_embeddings
 
 pytestmark = pytest.mark.shared
 
@@ -52,7 +52,7 @@ def whole(folder):
 
 
 def test_merging_unites_keys_adds_counts_and_keeps_every_embedding(first, second, tmp_path):
-    manifest = reuse.merge(first, second, tmp_path / "c")
+    manifest = reuse.merge([first, second], tmp_path / "c")
     whole(tmp_path / "c")
     one, two, both = rows(first), rows(second), rows(tmp_path / "c")
     assert both.keys() == one.keys() | two.keys()
@@ -66,7 +66,7 @@ def test_merging_unites_keys_adds_counts_and_keeps_every_embedding(first, second
 
 
 def test_merging_a_corpus_with_itself_doubles_the_counts_and_nothing_else(first, tmp_path):
-    reuse.merge(first, first, tmp_path / "c")
+    reuse.merge([first, first], tmp_path / "c")
     one, both = rows(first), rows(tmp_path / "c")
     assert {key: 2 * row["count"] for key, row in one.items()} == {k: row["count"] for k, row in both.items()}
     assert reuse.diff(first, tmp_path / "c").changed == {key: ("count",) for key in one}
@@ -75,23 +75,23 @@ def test_merging_a_corpus_with_itself_doubles_the_counts_and_nothing_else(first,
 def test_corpora_of_two_models_are_not_merged(first, shared, other_clip, tmp_path):
     other = make(tmp_path / "o", ["playing guitar"], shared, other_clip)
     with pytest.raises(CorpusError, match="only corpora of one model can be merged.*re-embed"):
-        reuse.merge(first, other, tmp_path / "c")
+        reuse.merge([first, other], tmp_path / "c")
 
 
 def test_re_embedding_keeps_entities_and_makes_corpora_mergeable(first, other_clip, shared, tmp_path):
     reuse.re_embed(first, tmp_path / "r", other_clip, None, device="cpu")
     corpus = whole(tmp_path / "r")
     told = reuse.diff(first, tmp_path / "r")
-    assert not told.only_first and not told.only_second and not told.changed
+    assert not told.only_first and not told.only_second and not told.changed and not told.one_model
     expected = load_text_encoder(other_clip, device="cpu").encode(corpus.table["text"].to_pylist())
     np.testing.assert_allclose(corpus.embeddings, expected, atol=1e-6)
     other = make(tmp_path / "o", ["playing piano"], shared, other_clip)
-    reuse.merge(tmp_path / "r", other, tmp_path / "c")
+    reuse.merge([tmp_path / "r", other], tmp_path / "c")
     assert "piano.n.01" in rows(tmp_path / "c")
 
 
 def test_subsets_by_label_kind_count_and_number(first, second, tmp_path):
-    reuse.merge(first, second, tmp_path / "all")
+    reuse.merge([first, second], tmp_path / "all")
     (tmp_path / "some.txt").write_text("feeding horse\nzumba\n")
     reuse.subset(tmp_path / "all", tmp_path / "l", Selection(labels=tmp_path / "some.txt"))
     assert set(rows(tmp_path / "l")) == {"horse.n.01", "zumba"}
@@ -109,6 +109,41 @@ def test_subsets_by_label_kind_count_and_number(first, second, tmp_path):
         Selection(kinds=("animol",))
 
 
+def test_subsets_by_source_and_by_a_list_tell_what_is_not_there(first, second, tmp_path):
+    reuse.merge([first, second], tmp_path / "all")
+    everything = rows(tmp_path / "all")
+    reuse.subset(tmp_path / "all", tmp_path / "b", Selection(sources=("body_part",)))
+    assert set(rows(tmp_path / "b")) == {
+        key for key, row in everything.items() if "body_part" in row["sources"]
+    }
+    (tmp_path / "list.txt").write_text("# by key, by name, by nothing\nhorse.n.01\nGuitar\nunicorn\n")
+    manifest = reuse.subset(tmp_path / "all", tmp_path / "l", Selection(entities=tmp_path / "list.txt"))
+    assert set(rows(tmp_path / "l")) == {"horse.n.01", "guitar.n.01"}
+    assert manifest["counts"]["not_found"] == ["unicorn"]
+    assert manifest["inputs"]["entities"] == artifact.file_input(tmp_path / "list.txt")
+    whole(tmp_path / "b"), whole(tmp_path / "l")
+    told = run("subset", tmp_path / "all", "--entities", tmp_path / "list.txt", "--out", tmp_path / "l2")
+    assert "1 asked for are not in" in told.stderr and "'unicorn'" in told.stderr
+    with pytest.raises(CorpusError, match="--source is 'labels'.*did you mean 'label'"):
+        Selection(sources=("labels",))
+    with pytest.raises(CorpusError, match="--lexname is 'noun.animals'.*did you mean 'noun.animal'"):
+        reuse.subset(tmp_path / "all", tmp_path / "x", Selection(lexnames=("noun.animals",)))
+
+
+def test_three_corpora_merge_as_two_and_one(first, second, plain_corpus, tmp_path):
+    one = artifact.open_corpus(first)
+    third = plain_corpus(tmp_path / "x", ["horse.n.01"], one.embeddings[:1], one.manifest["model"])
+    manifest = reuse.merge([first, second, third], tmp_path / "all")
+    reuse.merge([first, second], tmp_path / "two")
+    reuse.merge([tmp_path / "two", third], tmp_path / "nested")
+    assert rows(tmp_path / "all") == rows(tmp_path / "nested")
+    whole(tmp_path / "all")
+    # horse and zumba are in the first two, horse in the third, there under the bare text "horse.n.01"
+    assert manifest["counts"]["united"] == 3 and manifest["counts"]["texts_differed"] == 1
+    with pytest.raises(CorpusError, match="two corpora or more, got 1"):
+        reuse.merge([first], tmp_path / "y")
+
+
 def test_senses_weighed_follow_their_entity(first, tmp_path):
     reuse.subset(first, tmp_path / "s", Selection(kinds=("animal",)))
     before = [row for row in pq.read_table(first / artifact.SENSES).to_pylist()]
@@ -119,8 +154,8 @@ def test_senses_weighed_follow_their_entity(first, tmp_path):
 
 
 def test_deriving_twice_gives_the_same_bytes(first, second, tmp_path):
-    one = reuse.merge(first, second, tmp_path / "a")
-    two = reuse.merge(first, second, tmp_path / "b")
+    one = reuse.merge([first, second], tmp_path / "a")
+    two = reuse.merge([first, second], tmp_path / "b")
     assert one["files"] == two["files"] and one["fingerprint"] == two["fingerprint"]
 
 
@@ -130,46 +165,64 @@ def test_statistics_add_up(second):
     assert told["entities"] == size == sum(told["by_kind"].values()) == sum(told["by_source"].values())
     assert told["by_source"]["body_part"] > 20 and told["by_kind"]["body part"] > 20
     assert told["labels"] == 3 and json.dumps(told)
+    assert told["by_lexname"]["none"] == size - told["with_sense"]
 
 
-def test_real_clip_embeddings_through_merge_index_and_search(shared, tmp_path):
-    """548 real CLIP ViT-B/16 vectors, halved with an overlap, merged again: guitar finds guitar."""
-    table = pq.read_table(shared / "data/clip_text/vit_b16_openai_entities.parquet")
-    column = table["embedding"].combine_chunks()
-    vectors = column.flatten().to_numpy().reshape(len(table), 512).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    names = table["entity"].to_pylist()
-    distinct = {name: number for number, name in reversed(list(enumerate(names)))}
-    ids = sorted(distinct.values())
-    halves = {"a": ids[: len(ids) // 2 + 20], "b": ids[len(ids) // 2 :]}
-    for folder, part in halves.items():
-        real_corpus(tmp_path / folder, [names[i] for i in part], vectors[part])
-    reuse.merge(tmp_path / "a", tmp_path / "b", tmp_path / "c")
-    corpus = whole(tmp_path / "c")
-    merged = corpus.table["name"].to_pylist()
-    assert sorted(merged) == sorted(distinct)
-    index = read_index(tmp_path / "c" / artifact.INDEX)
-    assert search(index, corpus.embeddings, 1).ids[:, 0].tolist() == list(range(len(merged)))
-    guitar = vectors[next(i for i, name in enumerate(names) if name == "guitar")]
-    assert merged[search(index, guitar[None], 1).ids[0, 0]] == "guitar"
+@pytest.fixture(scope="module")
+def real(real_vectors, plain_corpus, tmp_path_factory):
+    """The real vectors, halved with an overlap of 40, as two corpora and as their union."""
+    names, vectors = real_vectors
+    folder = tmp_path_factory.mktemp("real")
+    plain_corpus(folder / "a", names[:314], vectors[:314])
+    plain_corpus(folder / "b", names[274:], vectors[274:])
+    reuse.merge([folder / "a", folder / "b"], folder / "both")
+    return folder / "both"
 
 
-def real_corpus(folder, names, vectors):
-    rows = [
-        {"entity_id": i, "key": name, "name": name, "aliases": [], "kind": "phrase", "source": "label"}
-        | {"sources": ["label"], "sense": None, "gloss": None, "lexname": None, "text": name, "count": 1}
-        | {"labels": [], "contexts": []}
-        for i, name in enumerate(names)
-    ]
-    told = {
-        artifact.SENSES: artifact.table_of([], artifact.SENSES_SCHEMA),
-        artifact.MERGED: artifact.table_of([], artifact.MERGED_SCHEMA),
-        artifact.CANDIDATES: artifact.table_of([], artifact.CANDIDATES_SCHEMA),
-    }
-    model = {"name": "ViT-B-16", "pretrained": "openai", "weights_sha256": "0" * 64, "embed_dim": 512}
-    facts = {"config": {}, "inputs": {}, "counts": {}, "model": model | {"random_weights": False}}
-    table = with_embeddings(rows, vectors, artifact.entities_schema(512))
-    artifact.write_corpus(folder, table, index_bytes(build_index(vectors).index), told, facts)
+def test_real_vectors_survive_a_merge_under_their_names(real, real_vectors):
+    corpus = whole(real)
+    names, vectors = real_vectors
+    assert sorted(corpus.table["name"].to_pylist()) == sorted(names)
+    place = {name: number for number, name in enumerate(names)}
+    order = [place[name] for name in corpus.table["name"].to_pylist()]
+    assert np.array_equal(corpus.embeddings, vectors[order])
+    counts = dict(zip(corpus.table["name"].to_pylist(), corpus.table["count"].to_pylist(), strict=True))
+    assert sorted(name for name, count in counts.items() if count == 2) == sorted(names[274:314])
+
+
+def test_on_real_vectors_exact_search_is_exact_and_makes_sense(real, real_vectors):
+    corpus = api.open(real)
+    names, vectors = real_vectors
+    hits = corpus.nearest(vectors, 5)
+    assert [found[0].name for found in hits] == names  # recall@1 is 1
+    assert all(found[0].cosine == pytest.approx(1, abs=1e-5) for found in hits)
+    exact = search_brute_force(corpus.embeddings, vectors, 5)
+    assert [[hit.entity_id for hit in found] for found in hits] == exact.ids.tolist()
+    near = dict(zip(names, ([hit.name for hit in found] for found in hits), strict=True))
+    assert near["guitar"][0] == "guitar" and {"fretboard", "guitar pick"} <= set(near["guitar"])
+    assert near["horse"][:3] == ["horse", "horserace", "hoof"]
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_on_real_vectors_an_approximate_index_keeps_its_promise(real_vectors, kind):
+    _, vectors = real_vectors
+    built = build_index(vectors, kind)
+    found = search(built.index, vectors, 1).ids[:, 0]
+    assert built.recall_at_1 >= 0.99 and np.mean(found == np.arange(len(vectors))) >= 0.99
+
+
+def test_on_real_vectors_near_duplicates_of_horse_are_found(real_vectors):
+    names, vectors = real_vectors
+    above = 0.9
+    pairs = near_duplicates(vectors, above)
+    named = {names[merged]: (names[survivor], cosine) for survivor, merged, cosine in pairs}
+    assert named["horse"] == ("horserace", pytest.approx(0.9117, abs=1e-4))
+    gone = [merged for _, merged, _ in pairs]
+    kept = np.delete(vectors, gone, axis=0)
+    assert (kept @ kept.T - np.eye(len(kept))).max() < above
+    assert all(vectors[s] @ vectors[m] >= above - 1e-6 for s, m, _ in pairs) and not {
+        s for s, _, _ in pairs
+    } & {*gone}
 
 
 def run(*arguments):
@@ -187,7 +240,7 @@ def test_the_commands_do_the_same(first, second, tmp_path):
     assert told == reuse.stats(tmp_path / "m")
     assert run("subset", tmp_path / "m", "--kind", "animal", "--out", tmp_path / "s").exit_code == 0
     shown = run("diff", tmp_path / "m", tmp_path / "s").output
-    assert "- guitar.n.01" in shown and "0 changed, 1 alike" in shown
+    assert "- guitar.n.01" in shown and "0 changed, 1 alike; made with one model" in shown
     refused = run("subset", tmp_path / "m", "--kind", "food", "--out", tmp_path / "f")
     assert refused.exit_code == 1 and "error: no entity of" in refused.output
     assert "Traceback" not in refused.output and not (tmp_path / "f").exists()
