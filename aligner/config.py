@@ -108,12 +108,12 @@ _LEAST = {
 }
 
 
-def parse_merge(text: str) -> int | str:
+def parse_merge(given: int | str) -> int | str:
     """``--merge`` as given on a command line: a number if it is one; AlignConfig judges the rest."""
     try:
-        return int(text)
+        return int(given)
     except ValueError:
-        return text
+        return given
 
 
 def _option(field: str) -> str:

@@ -7,7 +7,7 @@ Notation used for tensor shapes: frames f, tokens t, heads h, channels of a head
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -37,13 +37,14 @@ PRE_NORM = (TimmViTBlock, EvaBlock)
 POST_NORM = (ResPostBlock, EvaBlockPostNorm)
 
 Heads = Float[Tensor, "frames heads tokens channels"]
-Tokens = Float[Tensor, "frames tokens width"]
+Features = Float[Tensor, "frames tokens features"]
 
 
+@runtime_checkable
 class Block(Protocol):
     """One block: ``x + finish(mix(*project(x)))``, then ``x + mlp(x)``; ``mix`` is the encoder's."""
 
-    def project(self, x: Tokens) -> tuple[Heads, Heads, Heads]:
+    def project(self, x: Features) -> tuple[Heads, Heads, Heads]:
         """Queries, keys and values of the tokens, before any rotation."""
         ...
 
@@ -51,15 +52,16 @@ class Block(Protocol):
         """Queries or keys with their rotary position; prefix tokens have none."""
         ...
 
-    def finish(self, mixed: Heads) -> Tokens:
+    def finish(self, mixed: Heads) -> Features:
         """From mixed values to what the attention adds to the tokens."""
         ...
 
-    def mlp(self, x: Tokens) -> Tokens:
+    def mlp(self, x: Features) -> Features:
         """What the MLP adds to the tokens."""
         ...
 
 
+@runtime_checkable
 class Tower(Protocol):
     """An image tower: ``prefix`` leading tokens (class token, registers), then the patches, row-major.
 
@@ -72,15 +74,15 @@ class Tower(Protocol):
     prefix: int
     blocks: Sequence[Block]
 
-    def embed(self, pixels: Float[Tensor, "frames 3 height width"]) -> tuple[Tokens, Tensor | None]:
+    def embed(self, pixels: Float[Tensor, "frames 3 height width"]) -> tuple[Features, Tensor | None]:
         """Tokens before the first block, and the rotary table [blocks, heads or 1, patches, angles] if any."""
         ...
 
-    def pool(self, x: Tokens, sizes: Float[Tensor, "frames tokens"] | None) -> Float[Tensor, "frames dim"]:
+    def pool(self, x: Features, sizes: Float[Tensor, "frames tokens"] | None) -> Float[Tensor, "frames dim"]:
         """The frame in the joint space, as ``encode_image`` pools it; ``sizes`` are the tokens' weights."""
         ...
 
-    def regions(self, x: Tokens) -> Float[Tensor, "frames tokens dim"]:
+    def regions(self, x: Features) -> Float[Tensor, "frames tokens dim"]:
         """Every token alone in the joint space: what ``pool`` would give if there were only that token."""
         ...
 
@@ -103,15 +105,15 @@ def _refused(reason: str) -> AlignerError:
     return AlignerError(f"the image tower {reason}; {SUPPORTED}. Choose another --model")
 
 
-def _split(x: Float[Tensor, "frames tokens width"], channels: int) -> Heads:
+def _split(x: Float[Tensor, "frames tokens features"], channels: int) -> Heads:
     return x.unflatten(-1, (-1, channels)).transpose(1, 2)
 
 
-def _join(x: Heads) -> Tokens:
+def _join(x: Heads) -> Features:
     return x.transpose(1, 2).flatten(2)
 
 
-def _mean(x: Tokens, sizes: Float[Tensor, "frames tokens"] | None) -> Float[Tensor, "frames width"]:
+def _mean(x: Features, sizes: Float[Tensor, "frames tokens"] | None) -> Float[Tensor, "frames features"]:
     """Mean of the tokens, each as often as it has originals; the sums are taken in the dtype of ``sizes``."""
     if sizes is None:
         return x.mean(1)
@@ -128,7 +130,7 @@ class OpenClipBlock:
     def __init__(self, block: ResidualAttentionBlock | CustomResidualAttentionBlock) -> None:
         self.block: Any = block
 
-    def project(self, x: Tokens) -> tuple[Heads, Heads, Heads]:
+    def project(self, x: Features) -> tuple[Heads, Heads, Heads]:
         """See ``Block``."""
         attn = self.block.attn
         qkv = F.linear(self.block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
@@ -139,11 +141,11 @@ class OpenClipBlock:
         """No such tower has rotary positions."""
         raise NotImplementedError
 
-    def finish(self, mixed: Heads) -> Tokens:
+    def finish(self, mixed: Heads) -> Features:
         """See ``Block``."""
         return self.block.ls_1(self.block.attn.out_proj(_join(mixed)))
 
-    def mlp(self, x: Tokens) -> Tokens:
+    def mlp(self, x: Features) -> Features:
         """See ``Block``."""
         return self.block.ls_2(self.block.mlp(self.block.ln_2(x)))
 
@@ -151,12 +153,12 @@ class OpenClipBlock:
 class OpenClipCustomBlock(OpenClipBlock):
     """open_clip's CustomResidualAttentionBlock: normed queries and keys, scaled heads, inner norms."""
 
-    def project(self, x: Tokens) -> tuple[Heads, Heads, Heads]:
+    def project(self, x: Features) -> tuple[Heads, Heads, Heads]:
         """See ``Block``."""
         q, k, v = super().project(x)
         return self.block.attn.ln_q(q), self.block.attn.ln_k(k), v
 
-    def finish(self, mixed: Heads) -> Tokens:
+    def finish(self, mixed: Heads) -> Features:
         """See ``Block``."""
         attn = self.block.attn
         mixed = mixed if attn.head_scale is None else mixed * attn.head_scale
@@ -178,11 +180,11 @@ class OpenClipTower:
             for block in visual.transformer.resblocks
         ]
 
-    def embed(self, pixels: Float[Tensor, "frames 3 height width"]) -> tuple[Tokens, None]:
+    def embed(self, pixels: Float[Tensor, "frames 3 height width"]) -> tuple[Features, None]:
         """See ``Tower``."""
         return self.module._embeds(pixels), None
 
-    def pool(self, x: Tokens, sizes: Float[Tensor, "frames tokens"] | None) -> Float[Tensor, "frames dim"]:
+    def pool(self, x: Features, sizes: Float[Tensor, "frames tokens"] | None) -> Float[Tensor, "frames dim"]:
         """See ``Tower``."""
         visual = self.module
         if visual.attn_pool is not None:
@@ -195,7 +197,7 @@ class OpenClipTower:
             pooled = _mean(visual.ln_post(x[:, 1:]), None if sizes is None else sizes[:, 1:])
         return pooled @ visual.proj
 
-    def regions(self, x: Tokens) -> Float[Tensor, "frames tokens dim"]:
+    def regions(self, x: Features) -> Float[Tensor, "frames tokens dim"]:
         """See ``Tower``."""
         visual = self.module
         if visual.attn_pool is not None:
@@ -203,7 +205,7 @@ class OpenClipTower:
         return visual.ln_post(x) @ visual.proj
 
     def _attend(
-        self, x: Tokens, sizes: Float[Tensor, "frames tokens"] | None
+        self, x: Features, sizes: Float[Tensor, "frames tokens"] | None
     ) -> Float[Tensor, "frames pooled"]:
         """CoCa's pooling by the first of its learned queries, which is the only one that ``encode_image`` uses."""
         pool = self.module.attn_pool
@@ -237,7 +239,7 @@ class TimmBlock:
         self.block: Any = block
         self.attn: Any = block.attn
 
-    def project(self, x: Tokens) -> tuple[Heads, Heads, Heads]:
+    def project(self, x: Features) -> tuple[Heads, Heads, Heads]:
         """See ``Block``."""
         attn = self.attn
         q, k, v = (_split(part, attn.head_dim) for part in _timm_qkv(attn, self._before(1, x)))
@@ -249,18 +251,18 @@ class TimmBlock:
         turned = apply_rot_embed_cat(x[:, :, prefix:], rope, half=getattr(self.attn, "rotate_half", False))
         return torch.cat([x[:, :, :prefix], turned], dim=2).type_as(x)
 
-    def finish(self, mixed: Heads) -> Tokens:
+    def finish(self, mixed: Heads) -> Features:
         """See ``Block``."""
         return self._after(1, self.attn.proj(self.attn.norm(_join(mixed))))
 
-    def mlp(self, x: Tokens) -> Tokens:
+    def mlp(self, x: Features) -> Features:
         """See ``Block``."""
         return self._after(2, self.block.mlp(self._before(2, x)))
 
-    def _before(self, branch: int, x: Tokens) -> Tokens:
+    def _before(self, branch: int, x: Features) -> Features:
         return x if isinstance(self.block, POST_NORM) else getattr(self.block, f"norm{branch}")(x)
 
-    def _after(self, branch: int, x: Tokens) -> Tokens:
+    def _after(self, branch: int, x: Features) -> Features:
         if isinstance(self.block, POST_NORM):
             return getattr(self.block, f"norm{branch}")(x)
         if isinstance(self.block, EvaBlock):
@@ -269,7 +271,7 @@ class TimmBlock:
         return getattr(self.block, f"ls{branch}")(x)
 
 
-def _timm_qkv(attn: Any, x: Tokens) -> Sequence[Tokens]:
+def _timm_qkv(attn: Any, x: Features) -> Sequence[Features]:
     if attn.qkv is None:
         return attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)
     if isinstance(attn, EvaAttention) and attn.q_bias is not None:
@@ -297,7 +299,7 @@ class TimmTower:
         linear = [m for m in (*trunk.head.modules(), *visual.head.modules()) if isinstance(m, nn.Linear)]
         self.dim = int(linear[-1].out_features if linear else trunk.num_features)
 
-    def embed(self, pixels: Float[Tensor, "frames 3 height width"]) -> tuple[Tokens, Tensor | None]:
+    def embed(self, pixels: Float[Tensor, "frames 3 height width"]) -> tuple[Features, Tensor | None]:
         """See ``Tower``."""
         trunk = self.module.trunk
         x = trunk.patch_embed(pixels)
@@ -309,7 +311,7 @@ class TimmTower:
             rope = rope if trunk.rope_mixed else rope.expand(len(self.blocks), 1, -1, -1)
         return trunk.norm_pre(x), rope
 
-    def pool(self, x: Tokens, sizes: Float[Tensor, "frames tokens"] | None) -> Float[Tensor, "frames dim"]:
+    def pool(self, x: Features, sizes: Float[Tensor, "frames tokens"] | None) -> Float[Tensor, "frames dim"]:
         """See ``Tower``."""
         trunk = self.module.trunk
         if trunk.attn_pool is None and trunk.global_pool == "token":
@@ -322,7 +324,7 @@ class TimmTower:
         bias = None if sizes is None else sizes.log().to(x.dtype)[:, None, None, :]
         return self._leave(trunk.attn_pool(x, attn_mask=bias))
 
-    def regions(self, x: Tokens) -> Float[Tensor, "frames tokens dim"]:
+    def regions(self, x: Features) -> Float[Tensor, "frames tokens dim"]:
         """See ``Tower``."""
         trunk = self.module.trunk
         x = trunk.norm(x)
@@ -330,7 +332,7 @@ class TimmTower:
             x = trunk.attn_pool(x.flatten(0, 1).unsqueeze(1)).unflatten(0, x.shape[:2])
         return self._leave(x)
 
-    def _leave(self, x: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes dim"]:
+    def _leave(self, x: Float[Tensor, "*axes features"]) -> Float[Tensor, "*axes dim"]:
         trunk = self.module.trunk
         return self.module.head(trunk.head(trunk.fc_norm(x)))
 
