@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from aligner.config import AUTO, AlignerError, did_you_mean
+from aligner.config import AlignerError, did_you_mean
 from aligner.merging import (
     MergePlan,
     automatic_merge,
@@ -94,7 +94,15 @@ class ClipRegionEncoder:
         precision: str = "fp32",
         device: str | torch.device = "cpu",
     ) -> None:
-        """Wrap the tower of ``model``; see AlignConfig for the choices, and ``merge_schedule`` for other merges.
+        """Wrap the tower of ``model``; AlignConfig has the choices, and checks them.
+
+        Args:
+            model: an open_clip model.
+            merge: pairs merged in each block, ``auto``, or any other schedule of ``merge_schedule``.
+            proportional_attention: whether a merged token counts by its size in attention and in pooling.
+            dense: what replaces the attention of the regions in the last block, see ``mix``.
+            precision: a key of DTYPES.
+            device: where to compute.
 
         Raises:
             AlignerError: a tower whose blocks we cannot take apart.
@@ -107,7 +115,7 @@ class ClipRegionEncoder:
         self.grid = self.tower.grid
         self.dim = self.tower.dim
         layers = len(self.tower.blocks)
-        self.merge = automatic_merge(self.patches, layers) if merge == AUTO else merge
+        self.merge = automatic_merge(self.patches, layers) if isinstance(merge, str) else merge
         self.schedule = merge_schedule(self.merge, layers)
         prefix = self.tower.prefix
         counts = token_counts(self.patches + prefix, self.schedule, prefix)
@@ -199,13 +207,15 @@ def mix(
     """Mix the values of the tokens by attention, or by what stands in for it in the last block.
 
     Args:
-        q: queries; k: keys; v: values.
+        q: queries.
+        k: keys.
+        v: values.
         sizes: with them a token counts as often as it has originals: log(size) is added to its logits (ToMe's
             proportional attention, arXiv 2210.09461).
         dense: ``none`` is the model's attention. ``value``: every token keeps its own value (MaskCLIP, arXiv
-            2112.01071). ``self``: query-query plus key-key attention (SCLIP, arXiv 2312.01597, its sum and not a
-            mean; CLIP Surgery, arXiv 2304.05653, is the same idea with values). Both keep the block's residual and
-            MLP, as the first and third do.
+            2112.01071). ``self``: the sum of query-query and key-key attention (SCLIP, arXiv 2312.01597; CLIP
+            Surgery, arXiv 2304.05653, does the same with values). Residual and MLP of the block stay, as in MaskCLIP
+            and SCLIP.
     """
     if dense == "value":
         return v

@@ -175,7 +175,7 @@ class OpenClipTower:
         self.module: Any = visual
         self.grid = (int(visual.grid_size[0]), int(visual.grid_size[1]))
         self.dim = int(visual.output_dim)
-        self.blocks = [
+        self.blocks: Sequence[Block] = [
             (OpenClipBlock if type(block) is ResidualAttentionBlock else OpenClipCustomBlock)(block)
             for block in visual.transformer.resblocks
         ]
@@ -274,7 +274,8 @@ class TimmBlock:
 def _timm_qkv(attn: Any, x: Features) -> Sequence[Features]:
     if attn.qkv is None:
         return attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)
-    if isinstance(attn, EvaAttention) and attn.q_bias is not None:
+    # EvaAttention keeps the biases apart from the fused weights.
+    if getattr(attn, "q_bias", None) is not None:
         bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
         return F.linear(x, attn.qkv.weight, bias).chunk(3, dim=-1)
     return attn.qkv(x).chunk(3, dim=-1)
@@ -295,7 +296,7 @@ class TimmTower:
         self.module: Any = visual
         self.grid = (int(trunk.patch_embed.grid_size[0]), int(trunk.patch_embed.grid_size[1]))
         self.prefix = int(trunk.num_prefix_tokens)
-        self.blocks = [TimmBlock(block) for block in trunk.blocks]
+        self.blocks: Sequence[Block] = [TimmBlock(block) for block in trunk.blocks]
         linear = [m for m in (*trunk.head.modules(), *visual.head.modules()) if isinstance(m, nn.Linear)]
         self.dim = int(linear[-1].out_features if linear else trunk.num_features)
 

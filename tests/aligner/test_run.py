@@ -275,7 +275,9 @@ def test_a_timm_model_runs_from_end_to_end(
 ) -> None:
     """SigLIP's kind: no class token, attention pooling, its own colours and resizing."""
     info = load_clip(timm_clip)[1]
-    config = settings(model=timm_clip, corpus=make_corpus(tmp_path / "corpus", info), merge="auto", dense="self")
+    config = settings(
+        model=timm_clip, corpus=make_corpus(tmp_path / "corpus", info), merge="auto", dense="self"
+    )
     report = run.run(config)
     assert report.complete and report.ok == 7
     manifest = artifact.read_manifest(config.out)

@@ -27,7 +27,9 @@ def stirred(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for weight in model.visual.parameters():
             weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
-    open_clip.model.set_model_preprocess_cfg(model, {**vars(open_clip.transform.PreprocessCfg()), "size": SIZE})
+    open_clip.model.set_model_preprocess_cfg(
+        model, {**vars(open_clip.transform.PreprocessCfg()), "size": SIZE}
+    )
     return model.eval()
 
 
@@ -72,7 +74,12 @@ TOWERS = {
     "own-coca": lambda: own(attentional_pool=True, attn_pooler_queries=5, attn_pooler_heads=4),
     "own-layer-scale": lambda: own(ls_init_value=0.3, patch_dropout=0.5, pos_embed_type="sin_cos_2d"),
     "own-custom-blocks": lambda: own(
-        block_type="custom", qk_norm=True, scale_heads=True, scale_attn_inner=True, scale_attn=True, scale_fc=True
+        block_type="custom",
+        qk_norm=True,
+        scale_heads=True,
+        scale_attn_inner=True,
+        scale_attn=True,
+        scale_fc=True,
     ),
     "timm-clip": lambda: timm_vit(proj=None, pre_norm=True),
     "siglip": lambda: timm_vit("map", class_token=False),
@@ -106,7 +113,9 @@ TOWERS = {
     ),
 }
 every_tower = pytest.mark.parametrize("make", TOWERS.values(), ids=TOWERS.keys())
-with_rope = pytest.mark.parametrize("name", ["eva02", "eva-registers", "eva-mixed-rope", "eva-half-rope", "pe-core"])
+with_rope = pytest.mark.parametrize(
+    "name", ["eva02", "eva-registers", "eva-mixed-rope", "eva-half-rope", "pe-core"]
+)
 
 
 def frames(count: int = 3, seed: int = 0) -> torch.Tensor:
@@ -187,7 +196,9 @@ def test_average_pooling_is_the_mean_of_the_regions_by_size(name: str) -> None:
         model.visual.trunk.norm, model.visual.trunk.fc_norm = model.visual.trunk.fc_norm, nn.Identity()
     got = ClipRegionEncoder(model, 6)(frames())
     weight = got.sizes[:, 1:, None] / PATCHES
-    torch.testing.assert_close(got.embeddings[:, 0], (got.embeddings[:, 1:] * weight).sum(1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        got.embeddings[:, 0], (got.embeddings[:, 1:] * weight).sum(1), atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["own-coca", "siglip", "pe-core"])
@@ -202,7 +213,9 @@ def test_attention_pooling_of_one_token_is_its_region(name: str) -> None:
     torch.testing.assert_close(got, alone)
 
 
-@pytest.mark.parametrize("name", ["own-coca", "siglip", "map-over-prefix", "pe-core", "own-clipa", "timm-average"])
+@pytest.mark.parametrize(
+    "name", ["own-coca", "siglip", "map-over-prefix", "pe-core", "own-clipa", "timm-average"]
+)
 def test_pooling_by_size_equals_pooling_of_copies(name: str) -> None:
     tower = tower_of(TOWERS[name]())
     width = 32 if name in ("own-coca", "own-clipa", "timm-average", "pe-core") else 24
@@ -283,7 +296,9 @@ def published(name: str) -> nn.Module:
     vision = config["vision_cfg"] | {"output_tokens": False}  # CoCa's own model asks for them and drops them
     model = open_clip.CLIP(config["embed_dim"], vision, TEXT, quick_gelu=config.get("quick_gelu", False))
     size = model.visual.image_size
-    open_clip.model.set_model_preprocess_cfg(model, {**vars(open_clip.transform.PreprocessCfg()), "size": size})
+    open_clip.model.set_model_preprocess_cfg(
+        model, {**vars(open_clip.transform.PreprocessCfg()), "size": size}
+    )
     return model.eval()
 
 
