@@ -5,6 +5,7 @@ The demo world's tiny CLIP on unseen frames with unseen sprites, scored against 
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -23,16 +24,14 @@ COLUMNS = {
 }
 
 
-def rows(frames: int) -> list[str]:
+def rows(frames: int) -> Iterator[str]:
     """One table row for each choice, in %."""
     model, _ = load_clip(f"local-dir:{Path(pretrain.__file__).parent / 'tinyclip'}")
-    lines = []
     for dense in DENSE:
         for proportional in (True, False):
             scores = pretrain.evaluate(model, frames=frames, dense=dense, proportional_attention=proportional)
             cells = " | ".join(f"{100 * scores[name]:.1f}" for name in COLUMNS)
-            lines.append(f"| {dense} | {'on' if proportional else 'off'} | {cells} |")
-    return lines
+            yield f"| {dense} | {'on' if proportional else 'off'} | {cells} |"
 
 
 def main() -> None:
@@ -43,7 +42,8 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"| dense | proportional attention | {' | '.join(COLUMNS.values())} |")
     print("|---" * (2 + len(COLUMNS)) + "|")
-    print("\n".join(rows(frames)))
+    for row in rows(frames):
+        print(row, flush=True)
 
 
 if __name__ == "__main__":
