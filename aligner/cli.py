@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from aligner import __version__
-from aligner.config import EXIT_NOT_DONE, AlignConfig, AlignerError, array_share
+from aligner.config import EXIT_NOT_DONE, AlignConfig, AlignerError, array_share, parse_merge
 
 # Newer versions of typer carry their own copy of click; this is the class in either.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -63,7 +63,14 @@ Pretrained = Annotated[
 Out = Annotated[Path, typer.Option(help="Alignments folder to write; an unfinished one is continued.")]
 Root = Annotated[Path | None, typer.Option(help="Folder that video ids are relative to.")]
 Frames = Annotated[int, typer.Option(help="Frames per video, the middle of equal segments of its duration.")]
-Merge = Annotated[int, typer.Option(help="Token pairs merged in every encoder block; 0 keeps all patches.")]
+Merge = Annotated[
+    Any,
+    typer.Option(
+        parser=parse_merge,
+        metavar="N|auto",
+        help="Token pairs merged in every encoder block; 0 keeps all patches, auto scales with their number.",
+    ),
+]
 TopK = Annotated[int, typer.Option(help="Entities stored per region.")]
 Proportional = Annotated[
     bool,
@@ -71,6 +78,9 @@ Proportional = Annotated[
         "--proportional-attention/--no-proportional-attention",
         help="Let merged tokens count by their size in attention.",
     ),
+]
+Dense = Annotated[
+    str, typer.Option(help="Attention of the regions in the last block: none (the model's), value or self.")
 ]
 Precision = Annotated[str, typer.Option(help="Arithmetic of the encoder: fp32 or bf16.")]
 PerShard = Annotated[int, typer.Option(help="Videos per shard, the unit of resuming.")]
@@ -135,6 +145,7 @@ def run(
     ] = None,
     shard_index: Annotated[int | None, typer.Option(help="Which of them this one is, from 0.")] = None,
     proportional_attention: Proportional = AlignConfig.proportional_attention,
+    dense: Dense = AlignConfig.dense,
     precision: Precision = AlignConfig.precision,
     videos_per_shard: PerShard = AlignConfig.videos_per_shard,
     batch_frames: BatchFrames = AlignConfig.batch_frames,
@@ -169,6 +180,7 @@ def plan(
     merge: Merge = AlignConfig.merge,
     top_k: TopK = AlignConfig.top_k,
     proportional_attention: Proportional = AlignConfig.proportional_attention,
+    dense: Dense = AlignConfig.dense,
     precision: Precision = AlignConfig.precision,
     videos_per_shard: PerShard = AlignConfig.videos_per_shard,
     batch_frames: BatchFrames = AlignConfig.batch_frames,

@@ -10,6 +10,9 @@ EXIT_NOT_DONE = 1
 EXIT_DONE_WITH_FAILURES = 2
 
 PRECISIONS = ("fp32", "bf16")
+# What replaces the last block's attention for the regions, see encoder.mix.
+DENSE = ("none", "value", "self")
+AUTO = "auto"
 SAMPLING = "middle-of-segments"
 
 
@@ -45,12 +48,15 @@ class AlignConfig:
     pretrained: str | None = None
     # Frames sampled from each video (T), the middle of T equal segments.
     frames: int = 8
-    # Token pairs merged in every encoder block (ToMe's r); 0 keeps every patch as a region.
-    merge: int = 8
+    # Token pairs merged in every encoder block (ToMe's r); 0 keeps every patch as a region; `auto` scales r with
+    # the number of patches (see merging.automatic_merge).
+    merge: int | str = 8
     # Entities stored per region.
     top_k: int = 16
     # Add log(size) to the attention logits of merged tokens; on for a frozen backbone (method.md 1.2).
     proportional_attention: bool = True
+    # Attention of the regions in the last block: `none` (as the model has it), `value` (MaskCLIP) or `self` (SCLIP).
+    dense: str = "none"
     # Arithmetic of the encoder; embeddings are stored as fp16 either way.
     precision: str = "fp32"
     # Videos per shard, the unit of resuming and of parallel work.
@@ -74,12 +80,16 @@ class AlignConfig:
     shard_index: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.merge, str) and self.merge != AUTO:
+            raise AlignerError(f"--merge must be a whole number or {AUTO}, got {self.merge!r}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value < least:
+            if value != AUTO and value < least:
                 raise AlignerError(f"{_option(name)} must be at least {least}, got {value}")
         if self.precision not in PRECISIONS:
             raise AlignerError(f"--precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.dense not in DENSE:
+            raise AlignerError(f"--dense must be one of {', '.join(DENSE)}, got {self.dense!r}")
         if self.shard_index >= self.num_shards:
             raise AlignerError(
                 f"--shard-index must be below --num-shards {self.num_shards}, got {self.shard_index}"
@@ -96,6 +106,14 @@ _LEAST = {
     "num_shards": 1,
     "shard_index": 0,
 }
+
+
+def parse_merge(given: int | str) -> int | str:
+    """``--merge`` as given on a command line: a number if it is one; AlignConfig judges the rest."""
+    try:
+        return int(given)
+    except ValueError:
+        return given
 
 
 def _option(field: str) -> str:

@@ -1,8 +1,8 @@
-"""Region-aware image encoder: an open_clip ViT run block by block with token merging (ALT section 1.2).
+"""Region-aware image encoder: an open_clip image tower run block by block with token merging (ALT section 1.2).
 
-Every block is ``x + attention``, then a merge of the r most similar token pairs, then ``x + mlp``; every
-token that is left goes through the final norm and the projection, so that regions and text share one space.
-With r = 0 the class token equals open_clip's ``encode_image``.
+Every block is ``x + attention``, then a merge of the r most similar token pairs, then ``x + mlp``; every token that is
+left goes through the tower's head, so that regions and text share one space. With r = 0 the embedding of the frame
+equals open_clip's ``encode_image``. ``towers.py`` knows the towers; the loop is here, once.
 
 Notation used for tensor shapes: frames f, tokens t, heads h, channels of a head d, width w.
 """
@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,11 +19,12 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from aligner.config import AlignerError, did_you_mean
 from aligner.merging import (
+    MergePlan,
+    automatic_merge,
     merge_schedule,
     merge_sources,
     merge_tokens,
@@ -31,20 +32,18 @@ from aligner.merging import (
     plan_merge,
     token_counts,
 )
+from aligner.towers import Heads, Tower, tower_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SUPPORTED = (
-    "supported are open_clip's own ViT image towers with a class token, such as ViT-B-16 or ViT-L-14 "
-    "(no ResNet, no timm tower, no attentional or average pooling)"
-)
 
 
 @dataclass(frozen=True)
 class EncodedFrames:
-    """Tokens of some frames after the encoder, token 0 being the class token.
+    """Tokens of some frames after the encoder; token 0 is the whole frame, the others are its regions.
 
-    ``embeddings`` are not normalised. ``sizes`` counts the original tokens in each token, ``source`` holds
-    the token (1 ..) that each patch (row-major) ended in.
+    Token 0 is what ``encode_image`` gives for the merged tokens: the class token, or the pooled embedding of towers
+    that have none. ``embeddings`` are not normalised. ``sizes`` counts the patches in each region, and is 1 for
+    token 0; ``source`` holds the region (1 ..) that each patch (row-major) ended in.
     """
 
     embeddings: Float[Tensor, "frames tokens dim"]
@@ -66,30 +65,61 @@ class RegionEncoder(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens between two blocks.
+
+    ``source`` is the token that each patch is in now, and ``place`` the patch whose rotary position a token has;
+    both count without the prefix tokens. ``rope`` is the tower's table of rotary positions.
+    """
+
+    x: Float[Tensor, "frames tokens width"]
+    sizes: Float[Tensor, "frames tokens"]
+    source: Int[Tensor, "frames patches"]
+    place: Int[Tensor, "frames places"]
+    rope: Float[Tensor, "blocks heads patches angles"] | None
+    merged: bool = False
+
+
 class ClipRegionEncoder:
     """Token merging inside the image tower of an open_clip model."""
 
     def __init__(
         self,
         model: nn.Module,
-        merge: int | tuple[int, float] | Sequence[int] = 8,
+        merge: int | str | tuple[int, float] | Sequence[int] = 8,
         *,
         proportional_attention: bool = True,
+        dense: str = "none",
         precision: str = "fp32",
         device: str | torch.device = "cpu",
     ) -> None:
-        """Wrap the tower of ``model``.
+        """Wrap the tower of ``model``; AlignConfig has the choices, and checks them.
+
+        Args:
+            model: an open_clip model.
+            merge: pairs merged in each block, ``auto``, or any other schedule of ``merge_schedule``.
+            proportional_attention: whether a merged token counts by its size in attention and in pooling.
+            dense: what replaces the attention of the regions in the last block, see ``mix``.
+            precision: a key of DTYPES.
+            device: where to compute.
 
         Raises:
             AlignerError: a tower whose blocks we cannot take apart.
         """
-        self.visual = supported_tower(model).to(device=device, dtype=DTYPES[precision]).eval()
+        self.tower: Tower = tower_of(model)
+        self.tower.module.to(device=device, dtype=DTYPES[precision]).eval()
         self.dtype = DTYPES[precision]
         self.proportional_attention = proportional_attention
-        self.schedule = merge_schedule(merge, len(self.visual.transformer.resblocks))
-        self.grid = (int(self.visual.grid_size[0]), int(self.visual.grid_size[1]))
-        self.dim = int(self.visual.output_dim)
-        self.regions = [self.patches, *(n - 1 for n in token_counts(self.patches + 1, self.schedule))][-1]
+        self.dense = dense
+        self.grid = self.tower.grid
+        self.dim = self.tower.dim
+        layers = len(self.tower.blocks)
+        self.merge = automatic_merge(self.patches, layers) if isinstance(merge, str) else merge
+        self.schedule = merge_schedule(self.merge, layers)
+        prefix = self.tower.prefix
+        counts = token_counts(self.patches + prefix, self.schedule, prefix)
+        self.regions = counts[-1] - prefix
         config = open_clip.transform.PreprocessCfg(**preprocess_config(model))
         self.preprocess = open_clip.transform.image_transform_v2(config, is_train=False)
 
@@ -105,57 +135,98 @@ class ClipRegionEncoder:
 
     def encode(self, pixels: Float[Tensor, "frames 3 height width"]) -> EncodedFrames:
         """The same with gradients, for those who train the tower."""
-        device = self.visual.proj.device
-        x = self.visual._embeds(pixels.to(device=device, dtype=self.dtype))
-        sizes = torch.ones(x.shape[:2], device=device)
-        source = torch.arange(x.shape[1], device=device).expand(x.shape[0], -1)
-        merged = False
-        for block, r in zip(self.visual.transformer.resblocks, self.schedule, strict=True):
-            weigh = sizes if merged and self.proportional_attention else None
-            attended, metric = attention(block.attn, block.ln_1(x), weigh)
-            x = x + block.ls_1(attended)
-            if mergeable(x.shape[1], r):
-                plan = plan_merge(metric.float(), r)
-                x, sizes = merge_tokens(plan, x, sizes)
-                source = merge_sources(plan, source)
-                merged = True
-            x = x + block.ls_2(block.mlp(block.ln_2(x)))
-        x = self.visual.ln_post(x) @ self.visual.proj
-        return EncodedFrames(x.float(), sizes, source[:, 1:])
+        tokens = self._embed(pixels)
+        last = len(self.tower.blocks) - 1
+        for layer in range(last):
+            tokens = self._block(tokens, layer)
+        frame = self._block(tokens, last)
+        # The frame stays what the model makes of it: only the regions take the other way through the last block.
+        regions = frame if self.dense == "none" else self._block(tokens, last, self.dense)
+        prefix = self.tower.prefix
+        weigh = frame.sizes if frame.merged and self.proportional_attention else None
+        pooled = self.tower.pool(frame.x, weigh).unsqueeze(1)
+        embeddings = torch.cat([pooled, self.tower.regions(regions.x[:, prefix:])], dim=1)
+        sizes = torch.cat([torch.ones_like(frame.sizes[:, :1]), frame.sizes[:, prefix:]], dim=1)
+        return EncodedFrames(embeddings.float(), sizes, frame.source + 1)
+
+    def _embed(self, pixels: Float[Tensor, "frames 3 height width"]) -> Tokens:
+        device = next(self.tower.module.parameters()).device
+        x, rope = self.tower.embed(pixels.to(device=device, dtype=self.dtype))
+        patches = torch.arange(self.patches, device=device).expand(x.shape[0], -1)
+        return Tokens(x, torch.ones(x.shape[:2], device=device), patches, patches, rope)
+
+    def _block(self, tokens: Tokens, layer: int, dense: str = "none") -> Tokens:
+        block = self.tower.blocks[layer]
+        q, k, v = block.project(tokens.x)
+        # Keys before rotation: tokens merge by what they show, as in towers without rotary positions.
+        metric = k.mean(1)
+        if tokens.rope is not None:
+            rope = rope_of(tokens.rope[layer], tokens.place if tokens.merged else None)
+            q, k = block.rotate(q, rope), block.rotate(k, rope)
+        sizes = tokens.sizes if tokens.merged and self.proportional_attention else None
+        tokens = replace(tokens, x=tokens.x + block.finish(mix(q, k, v, sizes, dense)))
+        tokens = self._merge(tokens, metric, self.schedule[layer])
+        return replace(tokens, x=tokens.x + block.mlp(tokens.x))
+
+    def _merge(self, tokens: Tokens, metric: Float[Tensor, "frames tokens channels"], r: int) -> Tokens:
+        """Merge r pairs of patches; of the prefix tokens, all but the last are held out and that one is protected."""
+        protected = min(self.tower.prefix, 1)
+        held = self.tower.prefix - protected
+        if not mergeable(tokens.x.shape[1] - held, r, protected):
+            return tokens
+        plan = plan_merge(metric[:, held:].float(), r, protected)
+        x, sizes = merge_tokens(plan, tokens.x[:, held:], tokens.sizes[:, held:])
+        if held:
+            x = torch.cat([tokens.x[:, :held], x], dim=1)
+            sizes = torch.cat([tokens.sizes[:, :held], sizes], dim=1)
+        source = merge_sources(plan, tokens.source + protected) - protected
+        place = _places(plan, tokens.place, protected)
+        return replace(tokens, x=x, sizes=sizes, source=source, place=place, merged=True)
 
 
-def attention(
-    attn: nn.MultiheadAttention,
-    x: Float[Tensor, "frames tokens width"],
-    sizes: Float[Tensor, "frames tokens"] | None = None,
-) -> tuple[Float[Tensor, "frames tokens width"], Float[Tensor, "frames tokens channels"]]:
-    """Self-attention with the weights of ``attn``, and the keys averaged over heads (what tokens merge by).
+def _places(
+    plan: MergePlan, place: Int[Tensor, "frames places"], protected: int
+) -> Int[Tensor, "frames merged_places"]:
+    """A merged token keeps the rotary position of the token that took the others in.
 
-    With ``sizes`` a token counts as often as it has originals: log(size) is added to its logits.
+    That is a position inside its region and one the tower was trained on; a mean of positions need be neither.
     """
-    f, t, _ = x.shape
-    qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
-    q, k, v = qkv.view(f, t, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)  # each [f, h, t, d]
-    bias = None if sizes is None else sizes.log().to(x.dtype)[:, None, None, :].expand(f, 1, t, t)
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    mixed = mixed.transpose(1, 2).reshape(f, t, -1)
-    return F.linear(mixed, attn.out_proj.weight, attn.out_proj.bias), k.mean(1)
+    return place.gather(1, plan.survivors()[:, protected:] - protected)
 
 
-def supported_tower(model: nn.Module) -> VisionTransformer:
-    """The image tower of ``model``; AlignerError says what is wrong with it and which are supported."""
-    visual = model.visual
-    if not isinstance(visual, VisionTransformer):
-        raise AlignerError(f"the image tower is a {type(visual).__name__}; {SUPPORTED}")
-    if visual.attn_pool is not None:
-        raise AlignerError(f"the image tower pools by attention; {SUPPORTED}")
-    if visual.pool_type != "tok":
-        raise AlignerError(
-            f"the image tower pools by {visual.pool_type!r} and has no class token; {SUPPORTED}"
-        )
-    if any(type(block) is not ResidualAttentionBlock for block in visual.transformer.resblocks):
-        raise AlignerError(f"the image tower has custom attention blocks; {SUPPORTED}")
-    return visual
+def rope_of(
+    table: Float[Tensor, "heads patches angles"], place: Int[Tensor, "frames places"] | None
+) -> Float[Tensor, "*axes places angles"]:
+    """Rows of a block's rotary table for tokens at ``place``, heads before tokens; the whole table without one."""
+    return table if place is None else table[:, place].transpose(0, 1)
+
+
+def mix(
+    q: Heads, k: Heads, v: Heads, sizes: Float[Tensor, "frames tokens"] | None = None, dense: str = "none"
+) -> Heads:
+    """Mix the values of the tokens by attention, or by what stands in for it in the last block.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        sizes: with them a token counts as often as it has originals: log(size) is added to its logits (ToMe's
+            proportional attention, arXiv 2210.09461).
+        dense: ``none`` is the model's attention. ``value``: every token keeps its own value (MaskCLIP, arXiv
+            2112.01071). ``self``: the sum of query-query and key-key attention (SCLIP, arXiv 2312.01597; CLIP
+            Surgery, arXiv 2304.05653, does the same with values). Residual and MLP of the block stay, as in MaskCLIP
+            and SCLIP.
+    """
+    if dense == "value":
+        return v
+    bias = None
+    if sizes is not None:
+        f, _, t, _ = q.shape
+        bias = sizes.log().to(q.dtype)[:, None, None, :].expand(f, 1, t, t)
+    if dense == "self":
+        by_queries = F.scaled_dot_product_attention(q, q, v, attn_mask=bias)
+        return by_queries + F.scaled_dot_product_attention(k, k, v, attn_mask=bias)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 def preprocess_config(model: nn.Module) -> dict[str, Any]:
@@ -182,7 +253,7 @@ def load_clip(model: str, pretrained: str | None = None) -> tuple[nn.Module, dic
         "name": f"local-dir:{Path(model.partition(':')[2]).name}" if schema == "local-dir" else model,
         "pretrained": _weights_name(pretrained),
         "weights_sha256": weights_sha256(clip),
-        "embed_dim": int(_visual(clip).output_dim),
+        "embed_dim": tower_of(clip).dim,
         "random_weights": pretrained == "none",
     }
     return clip.eval(), info
@@ -237,9 +308,32 @@ def _check_folder(folder: Path) -> None:
             )
 
 
+def published_preprocessing(model: str) -> dict[str, Any]:
+    """Colour statistics and resizing of a built-in model, as far as all its published weights agree on them.
+
+    open_clip knows them for a tag only: without this, pictures for a file with SigLIP's weights would be prepared
+    as CLIP's are.
+    """
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    configs = [open_clip.pretrained.get_pretrained_cfg(model, tag) for tag in tags]
+    agreed = {}
+    for name in ("mean", "std", "interpolation", "resize_mode"):
+        values = {config.get(name) for config in configs}
+        if len(values) == 1 and None not in values:
+            agreed[name] = values.pop()
+    return agreed
+
+
 def _create(model: str, pretrained: str | None) -> nn.Module:
+    file = pretrained is not None and os.path.isfile(pretrained)
     try:
-        return open_clip.create_model(model, pretrained=pretrained, precision="fp32", require_pretrained=True)
+        return open_clip.create_model(
+            model,
+            pretrained=pretrained,
+            precision="fp32",
+            require_pretrained=True,
+            force_preprocess_cfg=published_preprocessing(model) if file else None,
+        )
     except Exception as error:  # open_clip, the hub client and torch all raise their own kinds here
         reason = str(error).strip().splitlines()
         raise AlignerError(
@@ -256,7 +350,13 @@ def _create_random(model: str) -> nn.Module:
         # open_clip warns that nothing was loaded; that was asked for, and the run says so in its own words.
         logging.disable(logging.WARNING)
         try:
-            return open_clip.create_model(model, pretrained=None, precision="fp32")
+            return open_clip.create_model(
+                model,
+                pretrained=None,
+                precision="fp32",
+                pretrained_text=False,
+                force_preprocess_cfg=published_preprocessing(model),
+            )
         finally:
             logging.disable(before)
 

@@ -45,6 +45,11 @@ class MergePlan:
         new = new.scatter(1, self.kept, order)
         return new.scatter(1, self.sources, kept + self.partners.div(2, rounding_mode="floor"))
 
+    def survivors(self) -> Int[Tensor, "frames groups"]:
+        """Old position of the token that each new one goes on as: a kept token, or the partner of the sources."""
+        odd = torch.arange(1, self.tokens, 2, device=self.kept.device)
+        return torch.cat([self.kept, odd.expand(self.kept.shape[0], -1)], dim=1)
+
 
 def mergeable(tokens: int, r: int, protected: int = 1) -> int:
     """Pairs that one merge can really join: r, but at most half of the tokens that are not protected."""
@@ -107,6 +112,15 @@ def _take(
     values: Float[Tensor, "frames tokens dim"], index: Int[Tensor, "frames chosen"]
 ) -> Float[Tensor, "frames chosen dim"]:
     return values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+
+
+def automatic_merge(patches: int, layers: int) -> int:
+    """Pairs to merge in every block for a tower of any size, in the proportions of the paper's two.
+
+    8 pairs for every 196 patches, as in its ViT-B/16, but no more than leaves a quarter of the patches, as in its
+    ViT-L/14: 8 for B/16 and L/14 at 224 px, 2 for B/32, 18 for L/14 at 336 px, 6 for H/14.
+    """
+    return min(round(patches * 8 / 196), patches * 3 // (4 * layers))
 
 
 def merge_schedule(r: int | tuple[int, float] | Sequence[int], layers: int) -> list[int]:

@@ -131,6 +131,7 @@ def prepare(settings: AlignConfig) -> Job:
         clip,
         settings.merge,
         proportional_attention=settings.proportional_attention,
+        dense=settings.dense,
         precision=settings.precision,
         device=device,
     )
@@ -175,8 +176,9 @@ def _manifest_content(
     size = pixels["size"]
     byte_config = {
         "frames": settings.frames,
-        "merge": settings.merge,
+        "merge": tower.merge,
         "proportional_attention": settings.proportional_attention,
+        "dense": settings.dense,
         "top_k": settings.top_k,
         "sampling": config.SAMPLING,
         "decoder": decode.DECODER,
@@ -324,7 +326,7 @@ def warnings_of(job: Job) -> list[str]:
     if job.manifest["regions"] < FEW_REGIONS:
         warnings.append(
             f"--merge {job.config.merge} leaves {job.manifest['regions']} regions of "
-            f"{job.manifest['patches']} patches; use a smaller --merge for this model"
+            f"{job.manifest['patches']} patches; use a smaller --merge for this model, or --merge auto"
         )
     if job.manifest["model"]["random_weights"]:
         warnings.append(

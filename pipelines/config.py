@@ -5,7 +5,7 @@ Relative paths are read from the folder of the YAML file.
 """
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -52,9 +52,10 @@ class AlignmentsSection(Section):
     videos: Path = Field(description="Folder of videos, or a manifest with columns path, label, split.")
     videos_root: Path | None = Field(None, description="Folder that video ids are relative to.")
     frames: int = Field(8, description="Frames sampled from each video.")
-    merge: int = Field(8, description="Token pairs merged in every encoder block.")
+    merge: int | Literal["auto"] = Field(8, description="Token pairs merged in every encoder block, or auto.")
     top_k: int = Field(16, description="Entities stored per region.")
     proportional_attention: bool = Field(True, description="Merged tokens count by their size in attention.")
+    dense: str = Field("none", description="Attention of the regions in the last block: none, value or self.")
     precision: str = Field("fp32", description="fp32 or bf16.")
     videos_per_shard: int = Field(64, description="Videos per shard, the unit of resuming.")
     decode_workers: int = Field(2, description="Threads that decode ahead.")

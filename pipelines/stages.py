@@ -73,6 +73,7 @@ def align(config: PipelineConfig, layout: Layout, corpus: Path | None = None, fo
         merge=section.merge,
         top_k=section.top_k,
         proportional_attention=section.proportional_attention,
+        dense=section.dense,
         precision=section.precision,
         videos_per_shard=section.videos_per_shard,
         decode_workers=section.decode_workers,

@@ -26,7 +26,7 @@ labels:                    # sets of classes, by a name of your choice
 alignments:
   videos: videos.csv       # a folder CLASS/clip.mp4, or a manifest with columns path, label, split
   frames: 8
-  merge: 8                 # ViT-B-16 and L-14 at 224 px: 8; ViT-B-32 has few patches: 3 or less
+  merge: 8                 # ViT-B-16 and L-14 at 224 px: 8; ViT-B-32 has few patches: 3 or less; auto scales
   top_k: 16
 
 adapters:                  # one or more, trained on the same cache

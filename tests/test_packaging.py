@@ -15,6 +15,7 @@ PROVIDES = {
     "openai": "openai",
     "torch": "torch",
     "open_clip_torch": "open_clip",
+    "timm": "timm",
     "nltk": "nltk",
     "spacy": "spacy",
     "pandas": "pandas",

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -242,14 +243,14 @@ class Trainer:
 
 @torch.no_grad()
 def evaluate(
-    model: open_clip.CLIP, merge: int = MERGE, frames: int = 512, seed: int = 10**6
+    model: open_clip.CLIP, merge: int = MERGE, frames: int = 512, seed: int = 10**6, **encoder: Any
 ) -> dict[str, float]:
     """Accuracies on unseen frames with unseen sprite variants (0..1).
 
     ``acc_patch``, ``acc_object_patch``: the best entity is the one that covers most of the patch (all patches / those
     mostly object); ``acc_region``, ``acc_object_region``: the same after merging; ``acc_region_present``: the best
     entity covers at least a quarter of the region; ``acc_frame_object``: the class token's best object is in the
-    frame.
+    frame. ``encoder`` are options of ClipRegionEncoder.
     """
     tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=CONTEXT)
     texts = _prompted(model, tokenizer, list(ENTITIES))
@@ -258,7 +259,7 @@ def evaluate(
     cover = torch.from_numpy(np.stack([item.cover for item in examples]))
     result: dict[str, float] = {}
     for name, r in (("patch", 0), ("region", merge)):
-        encoded = ClipRegionEncoder(model, r)(pixels)
+        encoded = ClipRegionEncoder(model, r, **encoder)(pixels)
         truth = region_cover(encoded.source, cover, encoded.embeddings.shape[1])
         best = (functional.normalize(encoded.embeddings[:, 1:], dim=-1) @ texts.T).argmax(-1)
         right = (best == truth.argmax(-1)).float()

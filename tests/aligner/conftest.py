@@ -138,6 +138,36 @@ def tiny_corpus(tiny_info: dict, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
+def timm_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny random CLIP with timm's image tower, saved as open_clip saves models and prepared as SigLIP is."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("timm") / "tinytimm"
+    folder.mkdir()
+    config = {
+        "embed_dim": 96,
+        "vision_cfg": {
+            "timm_model_name": "test_vit3",
+            "timm_pool": "map",
+            "timm_proj": "none",
+            "image_size": 160,
+        },
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_clip.CustomTextCLIP(**config)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    half = [0.5, 0.5, 0.5]
+    pixels = {"mean": half, "std": half, "interpolation": "bicubic", "resize_mode": "squash"}
+    saved = {"model_cfg": config | {"custom_text": True}, "preprocess_cfg": pixels}
+    (folder / "open_clip_config.json").write_text(json.dumps(saved))
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven short videos in two class folders."""
     root = tmp_path_factory.mktemp("clips")

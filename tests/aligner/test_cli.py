@@ -133,6 +133,9 @@ def test_changed_settings(call: Callable, options: list) -> None:
         (["--frames", 0], "--frames must be at least 1"),
         (["--top-k", 99], "--top-k 99 needs at least 99 entities, the corpus has 40"),
         (["--precision", "fp8"], "--precision must be one of fp32, bf16"),
+        (["--merge", "most"], "--merge must be a whole number or auto, got 'most'"),
+        (["--merge", "-1"], "--merge must be at least 0, got -1"),
+        (["--dense", "query"], "--dense must be one of none, value, self, got 'query'"),
         (["--device", "gpu"], "--device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
         (["--num-shards", 2], "--num-shards and --shard-index go together; --shard-index is missing"),
         (["--num-shards", 2, "--shard-index", 2], "--shard-index must be below --num-shards 2, got 2"),
@@ -233,10 +236,10 @@ def test_a_wrong_root_warns_loudly(call: Callable, options: list, clips: Path, t
 
 def test_run_and_plan_agree_on_every_setting(call: Callable, options: list, tmp_path: Path) -> None:
     given = [*options[:8], "--frames", 3, "--merge", 1, "--top-k", 2, "--precision", "bf16"]
-    given += ["--videos-per-shard", 2, "--batch-frames", 2, "--no-proportional-attention"]
+    given += ["--videos-per-shard", 2, "--batch-frames", 2, "--no-proportional-attention", "--dense", "value"]
     assert call("plan", *given).exit_code == 0
     written = artifact.read_manifest(tmp_path / "out")["config"]
     assert (written["frames"], written["merge"], written["top_k"], written["precision"]) == (3, 1, 2, "bf16")
     assert (written["videos_per_shard"], written["frames_per_pass"]) == (2, 2)
-    assert written["proportional_attention"] is False
+    assert written["proportional_attention"] is False and written["dense"] == "value"
     assert call("run", *given, "--device", "cpu", "--quiet").exit_code == 0

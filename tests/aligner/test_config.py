@@ -77,6 +77,7 @@ def config(**changes: object) -> AlignConfig:
 def test_config_has_the_methods_defaults_and_is_frozen() -> None:
     made = config()
     assert (made.frames, made.merge, made.top_k, made.proportional_attention) == (8, 8, 16, True)
+    assert made.dense == "none" and config(merge="auto").merge == "auto"
     assert {field.name: getattr(made, field.name) for field in fields(made)} == vars(made)
     with pytest.raises(FrozenInstanceError):
         made.frames = 9
@@ -87,6 +88,8 @@ def test_config_has_the_methods_defaults_and_is_frozen() -> None:
     [
         ({"videos_per_shard": 0}, "--videos-per-shard must be at least 1, got 0"),
         ({"merge": -1}, "--merge must be at least 0, got -1"),
+        ({"merge": "most"}, "--merge must be a whole number or auto, got 'most'"),
+        ({"dense": "query"}, "--dense must be one of none, value, self, got 'query'"),
         ({"precision": "fp8"}, "--precision must be one of fp32, bf16, got 'fp8'"),
         ({"num_shards": 2, "shard_index": 2}, "--shard-index must be below --num-shards 2, got 2"),
         ({"shard_index": -1}, "--shard-index must be at least 0, got -1"),

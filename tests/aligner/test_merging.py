@@ -147,6 +147,14 @@ def test_the_class_token_stays_first_and_alone() -> None:
         assert torch.equal(sizes[:, 0], torch.ones(4))
 
 
+@pytest.mark.parametrize("protected", [0, 1])
+def test_survivors_are_one_old_token_of_each_new_one(protected: int) -> None:
+    plan = plan_merge(torch.randn(2, 11, 4, generator=torch.Generator().manual_seed(0)), 4, protected)
+    survivors = plan.survivors()
+    assert torch.equal(plan.positions().gather(1, survivors), torch.arange(plan.groups).expand(2, -1))
+    assert not (survivors.unsqueeze(1) == plan.sources.unsqueeze(2)).any()
+
+
 @pytest.mark.parametrize(("tokens", "r", "protected"), [(9, 0, 1), (2, 4, 1), (1, 4, 0), (4, 1, 3)])
 def test_nothing_to_merge_is_said(tokens: int, r: int, protected: int) -> None:
     assert mergeable(tokens, r, protected) == 0

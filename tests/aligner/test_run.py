@@ -124,6 +124,8 @@ def test_a_lost_or_cut_shard_is_made_again(settings: Callable) -> None:
         ({"frames": 4}, "config.frames: got 4, expected 3"),
         ({"merge": 1}, "config.merge: got 1, expected 2"),
         ({"proportional_attention": False}, "config.proportional_attention: got False, expected True"),
+        ({"dense": "value"}, "config.dense: got 'value', expected 'none'"),
+        ({"merge": "auto"}, "config.merge: got 1, expected 2"),
         ({"batch_frames": 2}, "config.frames_per_pass: got 2, expected 3"),
         ({"videos_per_shard": 4}, "config.videos_per_shard: got 4, expected 3"),
     ],
@@ -258,8 +260,30 @@ def test_too_much_merging_warns(settings: Callable, monkeypatch: pytest.MonkeyPa
     assert run.warnings_of(job) == []
     monkeypatch.setattr(run, "FEW_REGIONS", 6)
     assert run.warnings_of(job) == [
-        "--merge 6 leaves 5 regions of 16 patches; use a smaller --merge for this model"
+        "--merge 6 leaves 5 regions of 16 patches; use a smaller --merge for this model, or --merge auto"
     ]
+
+
+def test_automatic_merging_is_recorded_as_the_number_it_came_to(settings: Callable) -> None:
+    job = run.prepare(settings(merge="auto"))
+    assert job.manifest["config"]["merge"] == 1
+    assert run.prepare(settings(merge=1)).manifest == job.manifest
+
+
+def test_a_timm_model_runs_from_end_to_end(
+    settings: Callable, timm_clip: str, make_corpus: Callable, tmp_path: Path
+) -> None:
+    """SigLIP's kind: no class token, attention pooling, its own colours and resizing."""
+    info = load_clip(timm_clip)[1]
+    config = settings(
+        model=timm_clip, corpus=make_corpus(tmp_path / "corpus", info), merge="auto", dense="self"
+    )
+    report = run.run(config)
+    assert report.complete and report.ok == 7
+    manifest = artifact.read_manifest(config.out)
+    assert manifest["grid"] == [10, 10] and manifest["regions"] == 100 - 9 * 4
+    assert manifest["config"]["mean"] == [0.5, 0.5, 0.5] and manifest["config"]["resize_mode"] == "squash"
+    assert verify(config.out) == []
 
 
 def test_a_stop_leaves_nothing_half_done(settings: Callable) -> None:
