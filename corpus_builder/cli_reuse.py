@@ -107,7 +107,8 @@ def report_cli(
     corpus: Corpus,
     out: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
     max_mb: Annotated[
-        float, typer.Option("--max-mb", help="Largest size of the page, in MB; the most mentioned come first.")
+        float,
+        typer.Option("--max-mb", help="Largest size of the page, in MB; the most mentioned come first."),
     ] = 20.0,
 ) -> None:
     """Make one HTML page of a corpus: entities, senses, neighbours, a map, and what was dropped."""

@@ -2,7 +2,8 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
-const PAGE = 100;
+const ROWS = 100;
+const PHRASES = 25;
 const MOST_NAMES = 70;
 
 // Nothing from the data becomes markup: text goes in as text nodes, isolated, so that it can be of any script.
@@ -64,7 +65,7 @@ function refresh() {
   const passes = (entity, index) => (!words || searchable[index].includes(words))
     && (!kind || kindOf(entity) === kind)
     && (!source || entity.sources.some((number) => data.sources[number][0] === source))
-    && (!sense || Boolean(entity.gloss) === (sense === "with"));
+    && (!sense || (entity.gloss !== undefined) === (sense === "with"));
   state.visible = [];
   entities.forEach((entity, index) => {
     state.passes[index] = passes(entity, index) ? 1 : 0;
@@ -87,22 +88,22 @@ function refresh() {
 
 // Pages of a list.
 
-function pager(nav, page, count, onTurn) {
-  nav.hidden = count <= PAGE;
-  const last = Math.max(0, Math.ceil(count / PAGE) - 1);
+function pager(nav, page, count, rows, onTurn) {
+  nav.hidden = count <= rows;
+  const last = Math.max(0, Math.ceil(count / rows) - 1);
   const turn = (to, label, name) => {
     const node = button("", () => onTurn(to), label);
     node.setAttribute("aria-label", name);
     node.disabled = to < 0 || to > last;
     return node;
   };
-  const range = `${number(page * PAGE + 1)} – ${number(Math.min(count, (page + 1) * PAGE))} of ${number(count)}`;
+  const range = `${number(page * rows + 1)} – ${number(Math.min(count, (page + 1) * rows))} of ${number(count)}`;
   nav.replaceChildren(turn(page - 1, "‹", "previous page"), element("span", "", range), turn(page + 1, "›", "next page"));
 }
 
 function drawList() {
-  const start = state.page * PAGE;
-  $("list").replaceChildren(...state.visible.slice(start, start + PAGE).map((index) => {
+  const start = state.page * ROWS;
+  $("list").replaceChildren(...state.visible.slice(start, start + ROWS).map((index) => {
     const entity = entities[index];
     const gloss = entity.gloss || (entity.labels || [])[0] || kindOf(entity);
     const row = button("row", () => choose(index, { from: "list" }), mark(entity.kind), word(entity.name, "name"), element("span", "times", number(entity.count)), word(gloss, "gloss"));
@@ -112,7 +113,7 @@ function drawList() {
     return element("li", "", row);
   }));
   $("list").scrollTop = 0;
-  pager($("pager"), state.page, state.visible.length, (page) => { state.page = page; drawList(); });
+  pager($("pager"), state.page, state.visible.length, ROWS, (page) => { state.page = page; drawList(); });
 }
 
 function rowOf(index) {
@@ -121,8 +122,8 @@ function rowOf(index) {
 
 function showRow(index) {
   const at = state.visible.indexOf(index);
-  if (at >= 0 && Math.floor(at / PAGE) !== state.page) {
-    state.page = Math.floor(at / PAGE);
+  if (at >= 0 && Math.floor(at / ROWS) !== state.page) {
+    state.page = Math.floor(at / ROWS);
     drawList();
   }
   $("list").querySelectorAll(".row").forEach((row) => row.setAttribute("aria-current", String(row.dataset.index === String(index))));
@@ -309,7 +310,7 @@ const map = (() => {
     pen.setTransform(1, 0, 0, 1, 0, 0);
     pen.clearRect(0, 0, canvas.width, canvas.height);
     const near = state.chosen < 0 ? [] : (entities[state.chosen].near || []).map(([id]) => place.get(id)).filter((index) => index !== undefined);
-    pen.globalAlpha = state.chosen < 0 ? 1 : 0.62;
+    pen.globalAlpha = state.chosen < 0 ? 1 : 0.7;
     pen.drawImage(layer, 0, 0);
     pen.globalAlpha = 1;
     plain(pen);
@@ -455,7 +456,6 @@ const map = (() => {
     hover,
     redraw(follow = false) { if (follow) reveal(state.chosen); redraw(); },
     start() { new ResizeObserver(() => { measure(); keepInside(); }).observe(canvas); },
-    spot(index) { const box = canvas.getBoundingClientRect(); return { x: box.left + left(index), y: box.top + top(index) }; },
   };
 })();
 
@@ -468,10 +468,10 @@ function drawDropped() {
   const rows = data.dropped.rows.filter(([reason, phrase, , , where]) =>
     (dropped.reason < 0 || reason === dropped.reason) && (!words || phrase.toLowerCase().includes(words) || where.toLowerCase().includes(words)));
   [...$("reasons").children].forEach((node, reason) => node.setAttribute("aria-pressed", String(reason === dropped.reason)));
-  const start = dropped.page * PAGE;
-  $("phrases").replaceChildren(...rows.slice(start, start + PAGE).map(([reason, phrase, count, , where]) => element("tr", "",
+  const start = dropped.page * PHRASES;
+  $("phrases").replaceChildren(...rows.slice(start, start + PHRASES).map(([reason, phrase, count, , where]) => element("tr", "",
     element("td", "", word(phrase)), element("td", "", data.dropped.reasons[reason][0]), element("td", "number", number(count)), element("td", "", word(where)))));
-  pager($("dropped-pager"), dropped.page, rows.length, (page) => { dropped.page = page; drawDropped(); });
+  pager($("dropped-pager"), dropped.page, rows.length, PHRASES, (page) => { dropped.page = page; drawDropped(); });
 }
 
 function setUpDropped() {
@@ -500,7 +500,7 @@ function options(select, every, pairs) {
 function setUp() {
   const kinds = data.marks.map(([kind], index) => [kind, entities.filter((entity) => entity.kind === index).length, index]).filter(([, count]) => count);
   const sources = data.sources.map(([source], index) => [source, entities.filter((entity) => entity.sources.includes(index)).length]).filter(([, count]) => count);
-  const known = entities.filter((entity) => entity.gloss).length;
+  const known = entities.filter((entity) => entity.gloss !== undefined).length;
   options($("kind"), "all", kinds.map(([kind, count]) => [kind, `${kind} (${number(count)})`]));
   options($("source"), "all", sources.map(([source, count]) => [source, `${source.replace("_", " ")} (${number(count)})`]));
   options($("sense"), "all", [["with", `with a sense (${number(known)})`], ["without", `without (${number(entities.length - known)})`]]);
@@ -517,8 +517,8 @@ function setUp() {
 }
 
 function chooseFirst() {
-  const wanted = decodeURIComponent(location.hash.slice(1));
-  const named = wanted ? entities.findIndex((entity) => entity.key === wanted) : -1;
+  const wanted = location.hash.slice(1);
+  const named = wanted ? entities.findIndex((entity) => encodeURIComponent(entity.key) === wanted) : -1;
   if (named >= 0) choose(named);
   else if (entities.length && !narrow.matches) choose(0, { open: false });
 }

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jinja2 import Environment, FileSystemLoader
 from jaxtyping import Int
+from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from corpus_builder import artifact, reuse
@@ -46,14 +46,14 @@ GRID = 10_000
 MARKS: dict[str, tuple[str, str]] = {
     "object": ("#0072b2", "circle"),
     "animal": ("#d55e00", "circle"),
-    "person": ("#cc79a7", "circle"),
+    "person": ("#cc79a7", "square"),
     "body part": ("#e69f00", "circle"),
     "food": ("#009e73", "circle"),
     "plant": ("#009e73", "triangle"),
     "scene": ("#e69f00", "square"),
     "substance": ("#0072b2", "square"),
     "activity": ("#56b4e9", "triangle"),
-    "group": ("#cc79a7", "square"),
+    "group": ("#d55e00", "triangle"),
     "other": ("#d55e00", "cross"),
     "phrase": ("#8a8d93", "cross"),
 }
@@ -231,7 +231,9 @@ def _entry(row: Row, senses: Sequence[Row], merged: Sequence[Row]) -> Row:
     }
     plain = ("key", "name", "aliases", "gloss", "lexname", "text", "count", "contexts")
     entry |= {name: row[name] for name in plain}
-    return {"id": row["entity_id"]} | {name: value for name, value in entry.items() if value not in (None, [])}
+    return {"id": row["entity_id"]} | {
+        name: value for name, value in entry.items() if value not in (None, [])
+    }
 
 
 def _rounded(number: float | None, digits: int) -> float | None:
@@ -247,7 +249,11 @@ def _dropped(corpus: Artifact) -> Row:
     table = table.filter(pc.is_valid(table["reason"]))
     finds: dict[tuple[str, str], Row] = {}
     for row in table.select(["reason", "phrase", "source", "count", "label", "contexts"]).to_pylist():
-        fresh = {"count": 0, "source": row["source"], "where": row["label"] or next(iter(row["contexts"]), "")}
+        fresh = {
+            "count": 0,
+            "source": row["source"],
+            "where": row["label"] or next(iter(row["contexts"]), ""),
+        }
         finds.setdefault((row["reason"], row["phrase"]), fresh)["count"] += row["count"]
     phrases: defaultdict[str, list[list[Any]]] = defaultdict(list)
     for (reason, phrase), find in finds.items():
@@ -319,7 +325,9 @@ def _facts(manifest: Mapping[str, Any]) -> dict[str, list[str]]:
         "Fingerprint": [manifest["fingerprint"]],
         "Made": [f"{manifest['created']} by {manifest['package']}"],
         "Model": [f"{_model(model)}, {model['embed_dim']} numbers, weights {model['weights_sha256']}"],
-        "Inputs": [f"{name}: {entry['file']} {entry['sha256']}" for name, entry in _in_order(manifest["inputs"])],
+        "Inputs": [
+            f"{name}: {entry['file']} {entry['sha256']}" for name, entry in _in_order(manifest["inputs"])
+        ],
         "Settings": [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in config.items()],
         "Index": [", ".join(f"{name.replace('_', ' ')} {value}" for name, value in index.items())],
     }
@@ -334,7 +342,10 @@ def _in_order(inputs: Mapping[str, Row]) -> list[tuple[str, Row]]:
 def remake(manifest: Mapping[str, Any]) -> str:
     """The command that makes a corpus again, files named as the manifest does: without their folders."""
     inputs = [(name.rstrip("0123456789"), entry["file"]) for name, entry in _in_order(manifest["inputs"])]
-    model = [*_flag("model", manifest["model"]["name"]), *_flag("pretrained", manifest["model"]["pretrained"])]
+    model = [
+        *_flag("model", manifest["model"]["name"]),
+        *_flag("pretrained", manifest["model"]["pretrained"]),
+    ]
     operation = manifest["config"].get("operation")
     if operation:
         given = {name: value for name, value in operation.items() if name != "name" and value}
@@ -345,7 +356,11 @@ def remake(manifest: Mapping[str, Any]) -> str:
         given = {name: value for name, value in manifest["config"].items() if value != usual.get(name)}
         spacy = (given.pop("spacy_model", None) or DEFAULT_SPACY_MODEL).split()[0]
         given |= {"spacy_model": spacy} if spacy != DEFAULT_SPACY_MODEL else {}
-        words = ["build", *(w for name, file in inputs if name != "wordnet" for w in _flag(name, file)), *model]
+        words = [
+            "build",
+            *(w for name, file in inputs if name != "wordnet" for w in _flag(name, file)),
+            *model,
+        ]
     flags = [word for name, value in given.items() for word in _flag(name, value)]
     return shlex.join(["corpus-builder", *words, *flags, "--out", "corpus"])
 
