@@ -5,6 +5,8 @@ const $ = (id) => document.getElementById(id);
 const ROWS = 100;
 const PHRASES = 25;
 const MOST_NAMES = 70;
+const NAMES_TRIED = 1500;
+const EXAMPLES = 6; // phrases of each reason, while nothing is asked for
 
 // Nothing from the data becomes markup: text goes in as text nodes, isolated, so that it can be of any script.
 function element(tag, className, ...children) {
@@ -279,13 +281,11 @@ const map = (() => {
     plain(pen);
     const taken = [];
     const halo = style("--surface"), ink = style("--ink");
-    let names = 0;
-    for (const index of order) {
-      if (names >= MOST_NAMES || taken.length > 4 * MOST_NAMES) break;
+    for (const index of order.slice(0, NAMES_TRIED)) {
+      if (taken.length === MOST_NAMES) break;
       const box = nameBox(pen, index);
       if (box.x + box.wide > size.width - 4 || taken.some((other) => meets(box, other))) continue;
       taken.push(box);
-      names += 1;
       name(pen, index, halo, ink);
     }
   }
@@ -465,8 +465,10 @@ const dropped = { reason: -1, page: 0 };
 
 function drawDropped() {
   const words = $("dropped-text").value.trim().toLowerCase();
-  const rows = data.dropped.rows.filter(([reason, phrase, , , where]) =>
-    (dropped.reason < 0 || reason === dropped.reason) && (!words || phrase.toLowerCase().includes(words) || where.toLowerCase().includes(words)));
+  const some = dropped.reason < 0 && !words;
+  const seen = data.dropped.reasons.map(() => 0);
+  const rows = data.dropped.rows.filter(([reason, phrase, , , where]) => (some ? seen[reason]++ < EXAMPLES
+    : (dropped.reason < 0 || reason === dropped.reason) && (phrase.toLowerCase().includes(words) || where.toLowerCase().includes(words))));
   [...$("reasons").children].forEach((node, reason) => node.setAttribute("aria-pressed", String(reason === dropped.reason)));
   const start = dropped.page * PHRASES;
   $("phrases").replaceChildren(...rows.slice(start, start + PHRASES).map(([reason, phrase, count, , where]) => element("tr", "",

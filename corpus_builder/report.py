@@ -123,7 +123,7 @@ def _render(page: Mapping[str, Any], data: Row) -> bytes:
     policy = {name: _source_hash(text) for name, text in inline.items()}
     shown = {"shown": len(data["entities"]), "total": data["total"], "share": data["share"]}
     html = environment.get_template("report.html").render(
-        page=page, inline=inline, policy=policy, data=Markup(_json(data)), **shown
+        page=page, inline=inline, policy=policy, data=Markup(_json(data)), most=MOST_PHRASES, **shown
     )
     return html.encode()
 
@@ -328,9 +328,13 @@ def _facts(manifest: Mapping[str, Any]) -> dict[str, list[str]]:
         "Inputs": [
             f"{name}: {entry['file']} {entry['sha256']}" for name, entry in _in_order(manifest["inputs"])
         ],
-        "Settings": [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in config.items()],
-        "Index": [", ".join(f"{name.replace('_', ' ')} {value}" for name, value in index.items())],
+        "Settings": _settings(config),
+        "Index": _settings(index),
     }
+
+
+def _settings(values: Mapping[str, Any]) -> list[str]:
+    return [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
 
 
 def _in_order(inputs: Mapping[str, Row]) -> list[tuple[str, Row]]:
