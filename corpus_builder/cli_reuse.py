@@ -176,3 +176,20 @@ def stats_cli(corpus: Corpus, as_json: AsJson = False) -> None:
             else value
         )
         typer.echo(f"{name.replace('_', ' '):<20} {shown}")
+
+
+@app.command("report")
+@plain_errors
+def report_cli(
+    corpus: Corpus,
+    out: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
+    max_mb: Annotated[
+        float,
+        typer.Option("--max-mb", help="Largest size of the page, in MB; the most mentioned come first."),
+    ] = 20.0,
+) -> None:
+    """Make one HTML page of a corpus: entities, senses, neighbours, a map, and what was dropped."""
+    from corpus_builder.report import write_report
+
+    written = write_report(corpus, out, max_mb=max_mb)
+    typer.echo(f"{out}: {written.shown} of {written.entities} entities, {written.bytes / 1e6:.2f} MB")

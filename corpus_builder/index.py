@@ -185,6 +185,21 @@ def search(index: Any, queries: Float[np.ndarray, "queries dim"], k: int) -> Hit
     return _ordered(ids, np.where(ids < 0, -np.inf, scores).astype(np.float32), wanted)
 
 
+def nearest_others(
+    index: Any,
+    vectors: Float[np.ndarray, "entities dim"],
+    rows: Int[np.ndarray, " queries"],
+    k: int,
+) -> Hits:
+    """The k rows nearest to each of ``rows``, itself left out; the index is exact and over ``vectors``."""
+    found = search(index, vectors[rows], k + 1)
+    own = found.ids == rows[:, None]
+    # among many equal rows its own may not be found at all: then the last one found is left out
+    own[~own.any(axis=1), -1] = True
+    shape = len(rows), found.ids.shape[1] - 1
+    return Hits(found.ids[~own].reshape(shape), found.scores[~own].reshape(shape))
+
+
 def check_belongs(index: Any, vectors: Float[np.ndarray, "entities dim"], where: str) -> None:
     """Raise :class:`CorpusError` unless the index holds these very rows (sizes, and some rows compared)."""
     remake = "make the corpus again with `corpus-builder build`"

@@ -2,7 +2,10 @@
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -58,3 +61,57 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared (real clips, WordNet, a spaCy pipeline), which is not here")
     return SHARED
+
+
+BROWSER_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium; tests that look at a page skip where it or Playwright is absent.
+
+    One for each module: while Playwright runs, its event loop is the thread's, and no other can be started.
+    """
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright for Python")
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("needs Chromium (apt-get install chromium)")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=program, args=list(BROWSER_FLAGS))
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Any]:
+    """``open_page(path, **context)`` shows a file; at the end nothing may have failed in it or left it."""
+    problems: list[str] = []
+
+    def opened(path: Path, **context: Any) -> Any:
+        page = browser.new_context(**context).new_page()
+        page.set_default_timeout(10_000)
+        page.on("console", lambda message: problems.append(f"console {message.type}: {message.text}"))
+        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.split("#")[0] == path.as_uri() or request.url.startswith("data:")
+                else problems.append(f"request: {request.url}")
+            ),
+        )
+        page.goto(path.as_uri())
+        return page
+
+    yield opened
+    for context in browser.contexts:
+        context.close()
+    assert not problems

@@ -11,6 +11,7 @@ from corpus_builder.index import (
     build_index,
     check_belongs,
     index_bytes,
+    nearest_others,
     on_gpu,
     probe_queries,
     read_index,
@@ -149,3 +150,22 @@ def test_real_clip_embeddings_find_themselves(shared):
     expected = search_brute_force(vectors, vectors, 5)
     np.testing.assert_allclose(found.scores[:, 0], 1, atol=1e-5)
     assert (found.ids == expected.ids).mean() > 0.999
+
+
+@pytest.mark.parametrize("k", [1, 5, 200])
+def test_nearest_others_are_those_of_brute_force_without_the_row_itself(k):
+    vectors = unit(np.random.default_rng(0).normal(size=(60, 8)))
+    vectors[7] = vectors[3]
+    rows = np.array([3, 7, 0, 59])
+    hits = nearest_others(build_index(vectors, "flat").index, vectors, rows, k)
+    for row, ids, scores in zip(rows, hits.ids, hits.scores, strict=True):
+        cosines = vectors.astype(np.float64) @ vectors[row]
+        expected = [i for i in np.lexsort((np.arange(60), -np.round(cosines, 6))) if i != row][:k]
+        assert ids.tolist() == expected
+        np.testing.assert_allclose(scores, cosines[ids], atol=1e-6)
+
+
+def test_a_row_among_many_equals_is_not_its_own_neighbour():
+    vectors = np.repeat(unit(np.random.default_rng(0).normal(size=(1, 4))), 30, axis=0)
+    hits = nearest_others(build_index(vectors, "flat").index, vectors, np.array([29, 2]), 3)
+    assert hits.ids.tolist() == [[0, 1, 2], [0, 1, 3]]
