@@ -62,6 +62,16 @@ Pretrained = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Alignments folder to write; an unfinished one is continued.")]
 Root = Annotated[Path | None, typer.Option(help="Folder that video ids are relative to.")]
+OutsideRoot = Annotated[
+    bool, typer.Option("--allow-outside-root", help="Let a manifest name videos outside the root.")
+]
+AllowChanged = Annotated[
+    bool,
+    typer.Option(
+        "--allow-changed-videos",
+        help="Go on though planned videos were removed or changed; redo their shards.",
+    ),
+]
 Frames = Annotated[int, typer.Option(help="Frames per video, the middle of equal segments of its duration.")]
 Merge = Annotated[int, typer.Option(help="Token pairs merged in every encoder block; 0 keeps all patches.")]
 TopK = Annotated[int, typer.Option(help="Entities stored per region.")]
@@ -139,6 +149,8 @@ def run(
     videos_per_shard: PerShard = AlignConfig.videos_per_shard,
     batch_frames: BatchFrames = AlignConfig.batch_frames,
     videos_root: Root = None,
+    allow_outside_root: OutsideRoot = False,
+    allow_changed_videos: AllowChanged = False,
     device: Device = AlignConfig.device,
     decode_workers: Workers = AlignConfig.decode_workers,
     force: Force = False,
@@ -173,13 +185,15 @@ def plan(
     videos_per_shard: PerShard = AlignConfig.videos_per_shard,
     batch_frames: BatchFrames = AlignConfig.batch_frames,
     videos_root: Root = None,
+    allow_outside_root: OutsideRoot = False,
+    allow_changed_videos: AllowChanged = False,
     force: Force = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only count; load no model, write nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the plan and the manifest only, for example before many processes start.
+    """Write the plan and the manifest only, for example before many processes start; or grow the plan.
 
     `--dry-run` prints how many videos, shards and bytes there are, and which files were ignored.
     """
@@ -187,7 +201,7 @@ def plan(
         if dry_run:
             from aligner.plan import make_plan
 
-            counted = make_plan(videos, videos_per_shard, videos_root)
+            counted = make_plan(videos, videos_per_shard, videos_root, allow_outside_root)
             _warn(counted.warnings())
             _print_counts(counted.counts(), as_json)
             return

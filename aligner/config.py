@@ -67,6 +67,10 @@ class AlignConfig:
     device: str = "auto"
     # Threads that decode videos ahead of the encoder.
     decode_workers: int = 2
+    # Let a manifest name videos outside `videos_root` (absolute paths, `..`).
+    allow_outside_root: bool = False
+    # Go on though videos of the plan were removed or changed; their shards are made again.
+    allow_changed_videos: bool = False
     # Throw away an existing alignments folder made with other settings.
     force: bool = False
     # This process takes the shards whose number modulo `num_shards` is `shard_index`.
