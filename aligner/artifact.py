@@ -506,7 +506,7 @@ def schema_of(manifest: dict[str, Any]) -> pa.Schema:
 def read_videos(out: Path) -> pa.Table:
     """The plan: videos.parquet (AlignerError when it cannot be read); what version 1 lacks is null."""
     needed = [field.name for field in VIDEOS_SCHEMA if not field.nullable]
-    table = _read_columns(out / VIDEOS, VIDEOS_SCHEMA.names, needed)
+    table = _read_columns(out / VIDEOS, needed, others_too=True)
     columns = [
         table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
         for field in VIDEOS_SCHEMA
@@ -519,17 +519,14 @@ def read_entity_names(out: Path) -> list[str]:
     return _read_columns(out / ENTITIES, ["name"])["name"].to_pylist()
 
 
-def _read_columns(path: Path, columns: list[str], needed: list[str] | None = None) -> pa.Table:
-    """Columns of a small table of the folder; every way in which it cannot be read is an AlignerError.
-
-    All columns are needed, unless told which.
-    """
+def _read_columns(path: Path, columns: list[str], others_too: bool = False) -> pa.Table:
+    """Columns of a small table of the folder; every way in which it cannot be read is an AlignerError."""
     try:
-        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+        table = pq.read_table(path, columns=None if others_too else columns, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise AlignerError(f"{path} cannot be read ({reason}); {_cure(path.parent)}") from error
-    if missing := [name for name in needed or columns if name not in table.column_names]:
+    if missing := [name for name in columns if name not in table.column_names]:
         raise AlignerError(f"{path} has no column {', '.join(missing)}; {_cure(path.parent)}")
     return table
 
