@@ -216,6 +216,41 @@ def plan(
 
 
 @app.command()
+def check_videos(
+    videos: Annotated[Path, typer.Argument(help="Folder of videos, or manifest.", show_default=False)],
+    report: Annotated[
+        Path | None, typer.Option("--out", help="Also write a report: .csv, .parquet or .json.")
+    ] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode every frame, not only the first.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Files that are read at the same time.")] = 2,
+    limit_s: Annotated[float, typer.Option(min=0.1, help="Seconds after which a file is given up.")] = 60.0,
+    videos_root: Root = None,
+    allow_outside_root: OutsideRoot = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Probe all videos before a long run: codecs, sizes, durations, and which files are broken and why.
+
+    The report can serve as a manifest (`--videos REPORT --videos-root VIDEOS`) that knows durations. Exit
+    codes: 0 all good, 2 some are bad, 1 not done.
+    """
+    with _errors():
+        from aligner.plan import make_plan
+        from aligner.probe import check_and_report
+
+        code = check_and_report(
+            make_plan(videos, 1, videos_root, allow_outside_root),
+            report,
+            deep=deep,
+            workers=workers,
+            limit_s=limit_s,
+            quiet=quiet,
+            as_json=as_json,
+        )
+        raise typer.Exit(code)
+
+
+@app.command()
 def status(out: Folder, as_json: AsJson = False) -> None:
     """Shards by state, failures by stage and error, and the time that is left."""
     with _errors():

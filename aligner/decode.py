@@ -7,7 +7,7 @@ goes unseen and does no harm, while damage on the way to a sample fails the whol
 decoding).
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,11 +25,15 @@ from aligner.config import AlignerError
 DECODER = f"pyav {av.__version__}"
 
 
+# Packets that may make no picture of their own (fields, hidden frames).
+HIDDEN_FRAMES = 2
+
+
 class DecodeError(AlignerError):
     """A video that gives no frames.
 
-    ``reason`` is one of missing, empty, unreadable, no_video, no_frames, truncated, broken; ``stage`` is
-    ``open`` where the file as a whole is at fault and ``decode`` where its pictures are.
+    ``reason`` is one of missing, empty, unreadable, no_video, no_frames, truncated, broken, timeout;
+    ``stage`` is ``open`` where the file as a whole is at fault and ``decode`` where its pictures are.
     """
 
     def __init__(self, reason: str, message: str, stage: str = "open") -> None:
@@ -52,19 +56,25 @@ class Timeline:
     """What the packets of a stream tell without decoding; times in units of the stream's time base.
 
     ``seekable`` is False where packets carry no trustworthy presentation times (AVI): there the n-th frame
-    that comes out of the decoder has the n-th time, and decoding must start at the beginning.
+    that comes out of the decoder has the n-th time, and decoding must start at the beginning. ``ordered`` is
+    whether packets come in the order of their decoding times, and no two have one presentation time.
     """
 
     times: list[int]
     keyframes: list[int]
     end: int
     seekable: bool
+    ordered: bool = True
 
     def targets(self, count: int) -> list[int]:
         """Times of the frames on display in the middle of ``count`` equal segments."""
         start, span = self.times[0], self.end - self.times[0]
         middles = (start + (2 * i + 1) * span // (2 * count) for i in range(count))
         return [self.times[bisect_right(self.times, middle) - 1] for middle in middles]
+
+    def place(self, time: int) -> int:
+        """How many frames come before ``time``."""
+        return bisect_left(self.times, time)
 
     def keyframe(self, time: int) -> int | None:
         """The last keyframe that is not after ``time``."""
@@ -78,8 +88,7 @@ def sample_frames(path: Path, count: int) -> list[Frame]:
     Raises:
         DecodeError: the file is missing, empty, no video, truncated or broken on the way to a sample.
     """
-    _check_file(path)
-    with _open(path) as container:
+    with open_video(path) as container:
         timeline = read_timeline(container)
     try:
         return _sample(path, timeline, count)
@@ -94,8 +103,8 @@ def read_timeline(container: InputContainer) -> Timeline:
         DecodeError: no packet in the video stream, or far fewer than announced.
     """
     video = picture_stream(container)
-    times, keyframes, ends, last_s = [], [], [], 0.0
-    trusted = container.format.name != "avi"
+    times, keyframes, ends, decoding, last_s = [], [], [], [], 0.0
+    timed = trusted = container.format.name != "avi"
     try:
         for packet in container.demux():
             time = packet.dts if packet.pts is None else packet.pts
@@ -107,6 +116,7 @@ def read_timeline(container: InputContainer) -> Timeline:
                 trusted &= packet.pts is not None
                 times.append(time)
                 ends.append(end)
+                decoding.append(time if packet.dts is None else packet.dts)
                 keyframes += [time] if packet.is_keyframe else []
     except av.FFmpegError as error:
         raise DecodeError(
@@ -114,10 +124,13 @@ def read_timeline(container: InputContainer) -> Timeline:
         ) from error
     if not times:
         raise DecodeError("no_frames", "the video stream holds no frame")
-    _check_length(container, len(times), last_s)
+    # AVI counts frames that the recorder dropped, which make no packet but take a number.
+    _check_length(container, len(times) if timed else max(len(times), max(times) + 1), last_s)
     times.sort()
     end = max(max(ends), times[-1] + (times[-1] - times[0]) // max(len(times) - 1, 1), times[-1] + 1)
-    return Timeline(times, sorted(keyframes), end, trusted and len(set(times)) == len(times))
+    unique = len(set(times)) == len(times)
+    ordered = unique and decoding == sorted(decoding)
+    return Timeline(times, sorted(keyframes), end, trusted and unique, ordered)
 
 
 def _check_file(path: Path) -> None:
@@ -129,9 +142,15 @@ def _check_file(path: Path) -> None:
         raise DecodeError("empty", "the file has 0 bytes")
 
 
-def _open(path: Path) -> InputContainer:
+def open_video(path: Path) -> InputContainer:
+    """An opened file that has a video stream.
+
+    Raises:
+        DecodeError: the file is missing, empty, unreadable or no video.
+    """
+    _check_file(path)
     try:
-        container = av.open(str(path))
+        container = av.open(str(path), metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__
         raise DecodeError("unreadable", f"not a readable media file: {reason}") from error
@@ -198,7 +217,7 @@ class _Reader:
         self.container.close()
 
     def _restart(self) -> None:
-        self.container = _open(self.path)
+        self.container = open_video(self.path)
         self.stream = picture_stream(self.container)
         # One thread per decoder: parallelism comes from decoding several videos at once.
         self.stream.codec_context.thread_count = 1
@@ -254,8 +273,7 @@ class _Reader:
             raise DecodeError("no_frames", "the decoder gave no frame", "decode")
         times = self.timeline.times
         short = bisect_right(times, target) - bisect_right(times, self.current[1])
-        # A few packets may make no picture of their own (fields, hidden frames).
-        if short > 2:
+        if short > HIDDEN_FRAMES:
             at = float(self.current[1] * self.time_base)
             raise DecodeError("broken", f"the pictures end at {at:.2f} s, {short} frames early", "decode")
         return self.current

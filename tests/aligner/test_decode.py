@@ -226,6 +226,22 @@ def test_damage_on_the_way_to_a_sample_fails_the_video(make_video: Callable, tmp
     assert failure.value.stage == "decode" and failure.value.reason == "broken"
 
 
+def test_frames_that_an_avi_recorder_dropped_are_no_damage(
+    make_video: Callable, number_in: Callable, tmp_path: Path
+) -> None:
+    """Dropped frames are counted in the header and make no packet; here FFmpeg drops some before the sound."""
+    path = make_video(tmp_path / "clip.avi", 50, "mpeg4", audio_s=1.0)
+    with av.open(str(path)) as container:
+        video = container.streams.video[0]
+        assert video.frames > 50 == sum(bool(packet.size) for packet in container.demux(video))
+    numbers = [number_in(frame.rgb) for frame in sample_frames(path, 5)]
+    assert numbers == sorted(numbers) and len(set(numbers)) == 5
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(DecodeError, match="the header announces"):
+        sample_frames(path, 5)
+
+
 def test_sound_longer_than_the_picture_is_no_damage(make_video: Callable, tmp_path: Path) -> None:
     for kind in ("mp4", "mkv"):
         path = make_video(tmp_path / f"clip.{kind}", 25, audio_s=3.0)
