@@ -7,6 +7,8 @@ goes unseen and does no harm, while damage on the way to a sample fails the whol
 decoding).
 """
 
+import math
+import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +27,14 @@ from aligner.config import AlignerError
 DECODER = f"pyav {av.__version__}"
 
 
+# What a file may be. Not among these are the formats that only name other files (playlists, concat lists,
+# picture patterns): a video from somewhere must not be able to read the rest of this machine.
+CONTAINERS = ",".join(
+    (
+        "mov mp4 matroska webm avi flv mpeg mpegts mpegvideo m4v h264 hevc av1 obu ivf ogg asf rm mxf nut dv wtv gxf "
+        "yuv4mpegpipe mjpeg vc1 swf 3gp gif apng mp3 wav flac aac ac3 aiff au caf w64"
+    ).split()
+)
 # Packets that may make no picture of their own (fields, hidden frames).
 HIDDEN_FRAMES = 2
 
@@ -55,8 +65,9 @@ class Frame:
 class Timeline:
     """What the packets of a stream tell without decoding; times in units of the stream's time base.
 
-    ``seekable`` is False where packets carry no trustworthy presentation times (AVI): there the n-th frame
-    that comes out of the decoder has the n-th time, and decoding must start at the beginning. ``ordered`` is
+    ``seekable`` is False where packets carry no trustworthy presentation times (AVI, or times that contradict
+    the order of the packets): there the n-th frame that comes out of the decoder has the n-th time, and
+    decoding must start at the beginning. ``ordered`` is
     whether packets come in the order of their decoding times, and no two have one presentation time.
     """
 
@@ -82,21 +93,39 @@ class Timeline:
         return self.keyframes[place - 1] if place else None
 
 
-def sample_frames(path: Path, count: int) -> list[Frame]:
+def sample_frames(path: Path, count: int, limit_s: float = math.inf) -> list[Frame]:
     """``count`` frames of the first video stream.
 
+    ``limit_s`` seconds are looked at between packets and frames; a hang within one takes a child process to
+    get out of (``children.py``).
+
     Raises:
-        DecodeError: the file is missing, empty, no video, truncated or broken on the way to a sample.
+        DecodeError: the file is missing, empty, no video, truncated or broken on the way to a sample, or took
+        too long.
     """
+    deadline = Deadline(limit_s)
     with open_video(path) as container:
-        timeline = read_timeline(container)
+        timeline = read_timeline(container, deadline)
     try:
-        return _sample(path, timeline, count)
+        return _sample(path, timeline, count, deadline)
     except av.FFmpegError as error:
         raise DecodeError("broken", f"decoding failed: {error.strerror}", "decode") from error
 
 
-def read_timeline(container: InputContainer) -> Timeline:
+class Deadline:
+    """The end of the time that a video may take."""
+
+    def __init__(self, limit_s: float = math.inf) -> None:
+        self.limit_s = limit_s
+        self.end = time.monotonic() + limit_s
+
+    def check(self, stage: str) -> None:
+        """Raise a DecodeError when the time is over."""
+        if time.monotonic() > self.end:
+            raise DecodeError("timeout", f"took longer than {self.limit_s:g} s", stage)
+
+
+def read_timeline(container: InputContainer, deadline: Deadline | None = None) -> Timeline:
     """Read all packets (no decoding) and check that the file is as long as its header says.
 
     Raises:
@@ -107,17 +136,19 @@ def read_timeline(container: InputContainer) -> Timeline:
     timed = trusted = container.format.name != "avi"
     try:
         for packet in container.demux():
-            time = packet.dts if packet.pts is None else packet.pts
-            if time is None or packet.time_base is None or packet.is_discard:
+            if deadline is not None:
+                deadline.check("open")
+            at = packet.dts if packet.pts is None else packet.pts
+            if at is None or packet.time_base is None or packet.is_discard:
                 continue
-            end = time + (packet.duration or 0)
+            end = at + (packet.duration or 0)
             last_s = max(last_s, float(end * packet.time_base))
             if packet.stream is video:
                 trusted &= packet.pts is not None
-                times.append(time)
+                times.append(at)
                 ends.append(end)
-                decoding.append(time if packet.dts is None else packet.dts)
-                keyframes += [time] if packet.is_keyframe else []
+                decoding.append(at if packet.dts is None else packet.dts)
+                keyframes += [at] if packet.is_keyframe else []
     except av.FFmpegError as error:
         raise DecodeError(
             "truncated", f"reading stopped after {len(times)} packets: {error.strerror}"
@@ -130,7 +161,7 @@ def read_timeline(container: InputContainer) -> Timeline:
     end = max(max(ends), times[-1] + (times[-1] - times[0]) // max(len(times) - 1, 1), times[-1] + 1)
     unique = len(set(times)) == len(times)
     ordered = unique and decoding == sorted(decoding)
-    return Timeline(times, sorted(keyframes), end, trusted and unique, ordered)
+    return Timeline(times, sorted(keyframes), end, trusted and ordered, ordered)
 
 
 def _check_file(path: Path) -> None:
@@ -150,7 +181,7 @@ def open_video(path: Path) -> InputContainer:
     """
     _check_file(path)
     try:
-        container = av.open(str(path), metadata_errors="replace")
+        container = av.open(str(path), options={"format_whitelist": CONTAINERS}, metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__
         raise DecodeError("unreadable", f"not a readable media file: {reason}") from error
@@ -158,6 +189,9 @@ def open_video(path: Path) -> InputContainer:
         kinds = sorted({stream.type for stream in container.streams})
         container.close()
         raise DecodeError("no_video", f"no video stream; streams found: {', '.join(kinds) or 'none'}")
+    if picture_stream(container).codec_context is None:
+        container.close()
+        raise DecodeError("unreadable", "the video stream is of a codec that is not known")
     return container
 
 
@@ -184,15 +218,15 @@ def _check_length(container: InputContainer, packets: int, last_s: float) -> Non
         )
 
 
-def _sample(path: Path, timeline: Timeline, count: int) -> list[Frame]:
+def _sample(path: Path, timeline: Timeline, count: int, deadline: Deadline | None = None) -> list[Frame]:
     targets = timeline.targets(count)
     pictures: dict[int, Frame] = {}
     reformatter = VideoReformatter()
-    with _Reader(path, timeline) as reader:
+    with _Reader(path, timeline, deadline or Deadline()) as reader:
         for target in sorted(set(targets)):
-            frame, time = reader.frame_at(target)
+            frame, at = reader.frame_at(target)
             rgb = reformatter.reformat(frame, format="rgb24").to_ndarray()
-            pictures[target] = Frame(0, float(time * reader.time_base), upright(rgb, frame.rotation))
+            pictures[target] = Frame(0, float(at * reader.time_base), upright(rgb, frame.rotation))
     return [replace(pictures[target], index=index) for index, target in enumerate(targets)]
 
 
@@ -204,11 +238,14 @@ def upright(rgb: np.ndarray, rotation: int) -> np.ndarray:
 class _Reader:
     """Frames in order of time, forward only, jumping over groups of pictures when that saves decoding."""
 
-    def __init__(self, path: Path, timeline: Timeline) -> None:
+    def __init__(self, path: Path, timeline: Timeline, deadline: Deadline) -> None:
         self.path = path
+        self.deadline = deadline
         self.timeline = timeline
-        self.timed = self.jumps = timeline.seekable
+        self.timed = timeline.seekable
         self._restart()
+        # After a seek the MPEG program stream tells times that are off by a few frames.
+        self.jumps = self.timed and self.container.format.name != "mpeg"
 
     def __enter__(self) -> "_Reader":
         return self
@@ -233,6 +270,7 @@ class _Reader:
     def _timed_frames(self) -> Iterator[tuple[VideoFrame, int]]:
         times = self.timeline.times
         for place, frame in enumerate(self.container.decode(self.stream)):
+            self.deadline.check("decode")
             pts = frame.pts if self.timed else None
             yield frame, times[min(place, len(times) - 1)] if pts is None else pts
 
@@ -260,7 +298,8 @@ class _Reader:
     def _astray(self, time: int, target: int) -> bool:
         """Start again without jumps, or without trust in the frames' times, when one of them proves wrong."""
         backwards = self.timed and self.current is not None and time <= self.current[1]
-        overshot = self.jumped and self.current is None and time > target
+        first = self.jumped and self.current is None
+        overshot = first and (time > target or self.timeline.times[self.timeline.place(time)] != time)
         if backwards or overshot:
             self.container.close()
             self.timed, self.jumps = self.timed and not backwards, False
