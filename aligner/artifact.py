@@ -76,6 +76,7 @@ VIDEOS_SCHEMA = pa.schema(
         pa.field(
             "seconds", pa.float64(), True, {"unit": "seconds", "about": "as the manifest of videos says"}
         ),
+        pa.field("offset", pa.int64(), True, {"unit": "bytes", "about": "where it begins in its tar"}),
         pa.field("shard", pa.int32(), False),
     ]
 )
@@ -402,9 +403,9 @@ def shard_fingerprints(manifest: dict[str, Any], plan: pa.Table) -> list[str]:
     Label, split and duration of a video may change without touching its rows, so they are left out.
     """
     videos: list[list[Any]] = [[] for _ in range(manifest["num_shards"])]
-    for row in plan.select(["shard", "video_id", "bytes"]).to_pylist():
+    for row in plan.select(["shard", "video_id", "bytes", "offset"]).to_pylist():
         if row["shard"] < len(videos):
-            videos[row["shard"]].append([row["video_id"], row["bytes"]])
+            videos[row["shard"]].append([row["video_id"], row["bytes"], row["offset"]])
     settings = settings_fingerprint(manifest)
     return [canonical_sha256([settings, rows]) for rows in videos]
 

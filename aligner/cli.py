@@ -48,11 +48,13 @@ app = typer.Typer(
 )
 
 Videos = Annotated[
-    Path,
+    str,
     typer.Option(
-        help="Folder of videos (CLASS/clip.mp4 gives labels), or manifest csv, parquet, jsonl or txt."
+        help="Folder of videos (CLASS/clip.mp4 gives labels), tars, folders of pictures; a tar or pattern of tars; "
+        "an address (s3://...); or a manifest csv, parquet, jsonl or txt."
     ),
 ]
+FrameRate = Annotated[float, typer.Option(help="Frames a second of folders of pictures.")]
 Corpus = Annotated[
     Path, typer.Option(help="Corpus folder from `corpus-builder build`, made with the same model.")
 ]
@@ -61,7 +63,7 @@ Pretrained = Annotated[
     str | None, typer.Option(help="Weights of a built-in model: a tag, a file, or `none` for random weights.")
 ]
 Out = Annotated[Path, typer.Option(help="Alignments folder to write; an unfinished one is continued.")]
-Root = Annotated[Path | None, typer.Option(help="Folder that video ids are relative to.")]
+Root = Annotated[str | None, typer.Option(help="Folder or address that video ids are relative to.")]
 OutsideRoot = Annotated[
     bool, typer.Option("--allow-outside-root", help="Let a manifest name videos outside the root.")
 ]
@@ -148,6 +150,7 @@ def run(
     precision: Precision = AlignConfig.precision,
     videos_per_shard: PerShard = AlignConfig.videos_per_shard,
     batch_frames: BatchFrames = AlignConfig.batch_frames,
+    frame_rate: FrameRate = AlignConfig.frame_rate,
     videos_root: Root = None,
     allow_outside_root: OutsideRoot = False,
     allow_changed_videos: AllowChanged = False,
@@ -184,6 +187,7 @@ def plan(
     precision: Precision = AlignConfig.precision,
     videos_per_shard: PerShard = AlignConfig.videos_per_shard,
     batch_frames: BatchFrames = AlignConfig.batch_frames,
+    frame_rate: FrameRate = AlignConfig.frame_rate,
     videos_root: Root = None,
     allow_outside_root: OutsideRoot = False,
     allow_changed_videos: AllowChanged = False,
@@ -201,7 +205,7 @@ def plan(
         if dry_run:
             from aligner.plan import make_plan
 
-            counted = make_plan(videos, videos_per_shard, videos_root, allow_outside_root)
+            counted = make_plan(videos, videos_per_shard, videos_root, allow_outside_root, frame_rate)
             _warn(counted.warnings())
             _print_counts(counted.counts(), as_json)
             return
@@ -217,13 +221,14 @@ def plan(
 
 @app.command()
 def check_videos(
-    videos: Annotated[Path, typer.Argument(help="Folder of videos, or manifest.", show_default=False)],
+    videos: Annotated[str, typer.Argument(help="As for `run --videos`.", show_default=False)],
     report: Annotated[
         Path | None, typer.Option("--out", help="Also write a report: .csv, .parquet or .json.")
     ] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Decode every frame, not only the first.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Files that are read at the same time.")] = 2,
     limit_s: Annotated[float, typer.Option(min=0.1, help="Seconds after which a file is given up.")] = 60.0,
+    frame_rate: FrameRate = AlignConfig.frame_rate,
     videos_root: Root = None,
     allow_outside_root: OutsideRoot = False,
     quiet: Quiet = False,
@@ -239,7 +244,7 @@ def check_videos(
         from aligner.probe import check_and_report
 
         code = check_and_report(
-            make_plan(videos, 1, videos_root, allow_outside_root),
+            make_plan(videos, 1, videos_root, allow_outside_root, frame_rate),
             report,
             deep=deep,
             workers=workers,

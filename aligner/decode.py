@@ -8,10 +8,12 @@ decoding).
 """
 
 import math
+import os
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from io import IOBase
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
+from PIL import Image, ImageOps
 
 from aligner.config import AlignerError
+from aligner.sources import Source, pictures_of
 
 # The versions belong to the fingerprint of a run: decoders may differ in frames and colours.
 DECODER = f"pyav {av.__version__}"
@@ -93,8 +97,8 @@ class Timeline:
         return self.keyframes[place - 1] if place else None
 
 
-def sample_frames(path: Path, count: int, limit_s: float = math.inf) -> list[Frame]:
-    """``count`` frames of the first video stream.
+def sample_frames(path: Path | Source, count: int, limit_s: float = math.inf) -> list[Frame]:
+    """``count`` frames of the first video stream, or of a folder of pictures.
 
     ``limit_s`` seconds are looked at between packets and frames; a hang within one takes a child process to
     get out of (``children.py``).
@@ -104,6 +108,8 @@ def sample_frames(path: Path, count: int, limit_s: float = math.inf) -> list[Fra
         too long.
     """
     deadline = Deadline(limit_s)
+    if isinstance(path, Source) and path.frame_rate is not None:
+        return _sample_pictures(path, count, deadline)
     with open_video(path) as container:
         timeline = read_timeline(container, deadline)
     try:
@@ -164,24 +170,38 @@ def read_timeline(container: InputContainer, deadline: Deadline | None = None) -
     return Timeline(times, sorted(keyframes), end, trusted and ordered, ordered)
 
 
-def _check_file(path: Path) -> None:
+def _open_source(source: Source) -> IOBase:
+    """A file object; whatever a store's package says is not repeated, for it may hold the address."""
+    try:
+        return source.open()
+    except FileNotFoundError as error:
+        raise DecodeError("missing", "the file does not exist") from error
+    except AlignerError as error:
+        raise DecodeError("unreadable", str(error)) from error
+    except Exception as error:
+        raise DecodeError("unreadable", f"cannot be opened ({type(error).__name__})") from None
+
+
+def _check_file(path: Path) -> str:
     if not path.exists():
         raise DecodeError("missing", "the file does not exist")
     if not path.is_file():
         raise DecodeError("unreadable", "not a file")
     if path.stat().st_size == 0:
         raise DecodeError("empty", "the file has 0 bytes")
+    return str(path)
 
 
-def open_video(path: Path) -> InputContainer:
+def open_video(path: Path | Source) -> InputContainer:
     """An opened file that has a video stream.
 
     Raises:
         DecodeError: the file is missing, empty, unreadable or no video.
     """
-    _check_file(path)
+    file = _open_source(path) if isinstance(path, Source) else _check_file(path)
     try:
-        container = av.open(str(path), options={"format_whitelist": CONTAINERS}, metadata_errors="replace")
+        options = {"format_whitelist": CONTAINERS}
+        container = av.open(file, mode="r", options=options, metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__
         raise DecodeError("unreadable", f"not a readable media file: {reason}") from error
@@ -218,7 +238,9 @@ def _check_length(container: InputContainer, packets: int, last_s: float) -> Non
         )
 
 
-def _sample(path: Path, timeline: Timeline, count: int, deadline: Deadline | None = None) -> list[Frame]:
+def _sample(
+    path: Path | Source, timeline: Timeline, count: int, deadline: Deadline | None = None
+) -> list[Frame]:
     targets = timeline.targets(count)
     pictures: dict[int, Frame] = {}
     reformatter = VideoReformatter()
@@ -230,6 +252,30 @@ def _sample(path: Path, timeline: Timeline, count: int, deadline: Deadline | Non
     return [replace(pictures[target], index=index) for index, target in enumerate(targets)]
 
 
+def _sample_pictures(folder: Source, count: int, deadline: Deadline) -> list[Frame]:
+    """Pictures of a folder as if they were the frames of a video of constant rate, the first at 0 s."""
+    try:
+        names = pictures_of(os.listdir(folder.place))
+    except OSError as error:
+        raise DecodeError("missing", f"no folder of pictures: {error.strerror}") from error
+    if not names:
+        raise DecodeError("no_frames", "the folder holds no picture")
+    places = Timeline(list(range(len(names))), [0], len(names), True).targets(count)
+    pictures = {place: _picture(Path(folder.place, names[place]), deadline) for place in sorted(set(places))}
+    rate = folder.frame_rate or 1.0
+    return [Frame(index, place / rate, pictures[place]) for index, place in enumerate(places)]
+
+
+def _picture(path: Path, deadline: Deadline) -> np.ndarray:
+    deadline.check("decode")
+    try:
+        with Image.open(path, formats=("JPEG", "PNG", "WEBP", "BMP")) as picture:
+            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise DecodeError("broken", f"the picture {path.name} cannot be read: {reason}", "decode") from error
+
+
 def upright(rgb: np.ndarray, rotation: int) -> np.ndarray:
     """Turn a picture as its metadata asks: ``rotation`` degrees counter-clockwise, in quarter turns."""
     return np.ascontiguousarray(np.rot90(rgb, k=round(rotation / 90)))
@@ -238,7 +284,7 @@ def upright(rgb: np.ndarray, rotation: int) -> np.ndarray:
 class _Reader:
     """Frames in order of time, forward only, jumping over groups of pictures when that saves decoding."""
 
-    def __init__(self, path: Path, timeline: Timeline, deadline: Deadline) -> None:
+    def __init__(self, path: Path | Source, timeline: Timeline, deadline: Deadline) -> None:
         self.path = path
         self.deadline = deadline
         self.timeline = timeline

@@ -5,6 +5,7 @@ report has the columns of a manifest (``path``, ``label``, ``split``, ``seconds`
 """
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -64,15 +65,21 @@ class Probe:
     broken_at_s: float | None = None
 
 
-def probe_file(path: str, deep: bool) -> dict[str, Any]:
-    """The fields of a ``Probe`` that the file itself tells; ``deep`` decodes every frame."""
+def probe_file(path: str, deep: bool, **part: Any) -> dict[str, Any]:
+    """The fields of a ``Probe`` that the file itself tells; ``deep`` decodes every frame.
+
+    ``part`` is what a ``Source`` holds beside its place.
+    """
     facts: dict[str, Any] = {}
+    source = decode.Source(path, **part) if part else Path(path)
     try:
-        with decode.open_video(Path(path)) as container:
+        if part.get("frame_rate"):
+            return _picture_facts(decode.Source(path, **part), deep)
+        with decode.open_video(source) as container:
             facts |= _stream_facts(container)
             timeline = decode.read_timeline(container)
             facts |= _time_facts(timeline, decode.picture_stream(container).time_base)
-        with decode.open_video(Path(path)) as container:
+        with decode.open_video(source) as container:
             _decode_facts(container, timeline, deep, facts)
     except decode.DecodeError as error:
         return facts | {"stage": error.stage, "error": error.reason, "message": str(error)}
@@ -83,6 +90,15 @@ def probe_file(path: str, deep: bool) -> dict[str, Any]:
             "message": type(error).__doc__ or "",
         }
     return facts | {"ok": True}
+
+
+def _picture_facts(folder: decode.Source, deep: bool) -> dict[str, Any]:
+    """A folder of pictures; ``deep`` reads all of them."""
+    count = len(decode.pictures_of(os.listdir(folder.place)))
+    height, width, _ = decode.sample_frames(folder, count if deep else 1)[0].rgb.shape
+    seconds = count / (folder.frame_rate or 1.0)
+    size = {"width": width, "height": height, "seconds": seconds, "frames": count, "fps": folder.frame_rate}
+    return {"ok": True, "container": "folder", "codec": "pictures", "rotation": 0, "ordered": True, **size}
 
 
 def _stream_facts(container: InputContainer) -> dict[str, Any]:
@@ -154,9 +170,16 @@ def _decode_facts(
 
 def check_videos(plan: Plan, deep: bool, workers: int, limit_s: float) -> Iterator[Probe]:
     """A ``Probe`` of every planned video, in the order of the plan."""
-    calls = ({"path": str(plan.path(item)), "deep": deep} for item in plan.items)
+    calls = ({"deep": deep, **_arguments(plan.path(item))} for item in plan.items)
     answers = each_in_children(PROBE, calls, workers, limit_s)
     return (_probe(item, answer) for item, answer in zip(plan.items, answers, strict=True))
+
+
+def _arguments(source: Path | decode.Source) -> dict[str, Any]:
+    if isinstance(source, Path):
+        return {"path": str(source)}
+    part = {name: value for name, value in vars(source).items() if name != "place"}
+    return {"path": source.place, **part}
 
 
 def _probe(item: VideoItem, answer: dict[str, Any] | Lost) -> Probe:

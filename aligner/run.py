@@ -128,7 +128,11 @@ def prepare(settings: AlignConfig) -> Job:
             "--force in one of several processes would delete the others' work; run `aligner plan --force`"
         )
     found = plan.make_plan(
-        settings.videos, settings.videos_per_shard, settings.videos_root, settings.allow_outside_root
+        settings.videos,
+        settings.videos_per_shard,
+        settings.videos_root,
+        settings.allow_outside_root,
+        settings.frame_rate,
     )
     entities = corpus.load_corpus(settings.corpus)
     clip, model_info = encoder.load_clip(settings.model, settings.pretrained)
@@ -193,6 +197,7 @@ def _manifest_content(
         "precision": settings.precision,
         "frames_per_pass": frames_per_pass(settings),
         "videos_per_shard": settings.videos_per_shard,
+        "frame_rate": settings.frame_rate,
     }
     return {
         "config": byte_config,
@@ -486,7 +491,7 @@ def _ahead(
 
 
 def read_clip(
-    item: plan.VideoItem, path: Path, count: int, preprocess: Callable[[Image.Image], Tensor]
+    item: plan.VideoItem, path: Path | decode.Source, count: int, preprocess: Callable[[Image.Image], Tensor]
 ) -> Decoded:
     """Decode and preprocess one video exactly as open_clip prepares pictures; a bad video is a Failure."""
     try:
