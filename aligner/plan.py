@@ -176,9 +176,9 @@ def make_plan(
         rows = _stored(str(videos), ignored)
     else:
         # Absolute, for a path below a relative folder would be joined to that folder a second time.
-        videos = Path(os.path.abspath(videos))
-        root, name = _root(videos, root), str(videos)
-        rows, columns = _local_rows(videos, ignored)
+        name, videos = str(videos), Path(os.path.abspath(videos))
+        root = _root(videos, root)
+        rows, columns = _local_rows(videos, name, ignored)
         rows = [_identified(row, root, allow_outside_root) for row in rows]
     if not rows:
         raise AlignerError(
@@ -201,14 +201,14 @@ def _root(videos: Path, root: Path | str | None) -> Path | str:
     return str(root) if is_url(str(root)) else Path(os.path.abspath(root))
 
 
-def _local_rows(videos: Path, ignored: Counter[str]) -> tuple[list[Row], tuple[str, ...]]:
+def _local_rows(videos: Path, name: str, ignored: Counter[str]) -> tuple[list[Row], tuple[str, ...]]:
     """Rows with absolute paths, or those of a manifest, and the columns that it has beside."""
     if videos.is_dir():
         return [row._replace(path=str(videos / row.path)) for row in _scan(videos, ignored)], ()
     if not videos.exists() and (matches := sorted(glob.glob(str(videos), recursive=True))):
         return [row for match in matches for row in _rows_of_file(Path(match), Row(match), ignored)], ()
     if not videos.exists():
-        raise AlignerError(f"--videos {videos} does not exist; give a folder of videos, tars or a manifest")
+        raise AlignerError(f"--videos {name} does not exist; give a folder of videos, tars or a manifest")
     if videos.suffix.lower() == ".tar":
         return _rows_of_file(videos, Row(str(videos)), ignored), ()
     return read_manifest(videos)
