@@ -224,9 +224,12 @@ def _read_markers(path: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
         )
     entries = {"fingerprint": str, "sha256": str, "videos": dict}
     markers = [read_json(file, entries, f"run `aligner verify {path}`") for file in files]
-    if any(marker["fingerprint"] != manifest["fingerprint"] for marker in markers):
+    # Version 1 has one fingerprint for all shards, version 2 one for each.
+    wanted = manifest.get("shard_fingerprints", [manifest["fingerprint"]] * num_shards)
+    if [marker["fingerprint"] for marker in markers] != wanted:
         raise AdapterError(
-            f"some shards of {path} come from other settings than its manifest; run `aligner verify {path}`"
+            f"some shards of {path} come from other settings or videos than its manifest; run "
+            f"`aligner verify {path}`"
         )
     return markers
 

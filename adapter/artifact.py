@@ -22,6 +22,8 @@ from adapter import __version__
 from adapter.config import AdapterError, reason
 
 SCHEMA_VERSION = 1
+# The newest version of each artifact that can be read.
+READS = {"alignments": 2, "labels": 1, "run": SCHEMA_VERSION}
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -230,10 +232,10 @@ def read_manifest(path: Path, artifact: str, made_by: str) -> dict[str, Any]:
             f"needs the {artifact} artifact, found '{manifest['artifact']}' in {path}; produced by "
             f"`{made_by}`"
         )
-    if manifest["schema_version"] > SCHEMA_VERSION:
+    if manifest["schema_version"] > READS[artifact]:
         raise AdapterError(
             f"{path} has schema version {manifest['schema_version']}, this adapter {__version__} reads up to "
-            f"{SCHEMA_VERSION}; update the adapter or make the artifact again"
+            f"{READS[artifact]}; update the adapter or make the artifact again"
         )
     return read_json(file, {"fingerprint": str, "model": dict, **ENTRIES[artifact]}, mend)
 

@@ -3,7 +3,8 @@
 An alignments folder holds ``manifest.json`` (written by the plan), ``videos.parquet`` (the plan),
 ``entities.parquet`` (a copy of the corpus's), and for every finished shard ``shard-00000.parquet``,
 ``failures-00000.parquet`` and, last, the marker ``shard-00000.json``. A shard is done when its marker is
-there and matches the manifest.
+there and carries the fingerprint that the manifest lists for it: one over the settings and over the videos
+of that shard alone, so that a plan may grow by new shards while the old ones stay valid.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from aligner import __version__
 from aligner.config import AlignerError, did_you_mean
 
 ARTIFACT = "alignments"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PACKAGE = f"aligner {__version__}"
 
 MANIFEST = "manifest.json"
@@ -72,6 +73,10 @@ VIDEOS_SCHEMA = pa.schema(
         pa.field("label", pa.string(), True),
         pa.field("split", pa.string(), True),
         pa.field("bytes", pa.int64(), False, {"unit": "bytes", "about": "0 when the file was missing"}),
+        pa.field(
+            "seconds", pa.float64(), True, {"unit": "seconds", "about": "as the manifest of videos says"}
+        ),
+        pa.field("offset", pa.int64(), True, {"unit": "bytes", "about": "where it begins in its tar"}),
         pa.field("shard", pa.int32(), False),
     ]
 )
@@ -368,18 +373,47 @@ def make_manifest(out: Path, *, rows: int, entities: int, content: dict[str, Any
         VIDEOS: _file_entry(out / VIDEOS, rows),
         ENTITIES: _file_entry(out / ENTITIES, entities),
     }
+    manifest["settings_fingerprint"] = settings_fingerprint(manifest)
+    manifest["shard_fingerprints"] = shard_fingerprints(manifest, read_videos(out))
     manifest["fingerprint"] = manifest_fingerprint(manifest)
     manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return manifest
 
 
 def manifest_fingerprint(manifest: dict[str, Any]) -> str:
-    """Hash of everything that decides the bytes of the shards (never of ``created``)."""
+    """Hash of everything that decides the bytes of all shards, the plan included (never of ``created``)."""
     kept = {
         key: manifest[key] for key in ("artifact", "schema_version", "package", "config", "inputs", "model")
     }
     kept["files"] = {name: entry["sha256"] for name, entry in manifest["files"].items()}
     return canonical_sha256(kept)
+
+
+def settings_fingerprint(manifest: dict[str, Any]) -> str:
+    """Hash of what decides the bytes of a video's rows: all but which videos there are."""
+    kept = {key: manifest[key] for key in ("artifact", "schema_version", "package", "config", "model")}
+    kept["inputs"] = {name: value for name, value in manifest["inputs"].items() if name != "videos"}
+    kept["files"] = {ENTITIES: manifest["files"][ENTITIES]["sha256"]}
+    return canonical_sha256(kept)
+
+
+def shard_fingerprints(manifest: dict[str, Any], plan: pa.Table) -> list[str]:
+    """What the marker of every shard must carry: a hash of the settings and of the shard's own videos.
+
+    Label, split and duration of a video may change without touching its rows, so they are left out.
+    """
+    videos: list[list[Any]] = [[] for _ in range(manifest["num_shards"])]
+    for row in plan.select(["shard", "video_id", "bytes", "offset"]).to_pylist():
+        if row["shard"] < len(videos):
+            videos[row["shard"]].append([row["video_id"], row["bytes"], row["offset"]])
+    settings = settings_fingerprint(manifest)
+    return [canonical_sha256([settings, rows]) for rows in videos]
+
+
+def shard_fingerprint(manifest: dict[str, Any], shard: int) -> str:
+    """What the marker of one shard must carry; in a folder of version 1 all carry the manifest's."""
+    listed = manifest.get("shard_fingerprints")
+    return manifest["fingerprint"] if listed is None else listed[shard]
 
 
 def _file_entry(path: Path, rows: int) -> dict[str, Any]:
@@ -405,9 +439,12 @@ def read_manifest(out: Path) -> dict[str, Any]:
         AlignerError: no manifest, another artifact, a newer version, or damage; saying how to get one.
     """
     versions = tuple(range(SCHEMA_VERSION + 1))
-    return checked_manifest(
+    manifest = checked_manifest(
         out, Contract(ARTIFACT, versions, _MANIFEST_SHAPE, "an alignments folder", MADE_BY)
     )
+    if len(manifest.get("shard_fingerprints", range(manifest["num_shards"]))) != manifest["num_shards"]:
+        raise AlignerError(f"{out / MANIFEST} has a damaged shard_fingerprints; {MADE_BY}")
+    return manifest
 
 
 def checked_manifest(folder: Path, wanted: Contract) -> dict[str, Any]:
@@ -464,12 +501,18 @@ def damaged_files(out: Path, manifest: dict[str, Any]) -> list[str]:
 def schema_of(manifest: dict[str, Any]) -> pa.Schema:
     """Schema that the shards of this manifest have."""
     sizes = manifest["dim"], manifest["patches"], manifest["config"]["top_k"]
-    return shard_schema(*sizes, manifest["fingerprint"])
+    return shard_schema(*sizes, manifest.get("settings_fingerprint", manifest["fingerprint"]))
 
 
 def read_videos(out: Path) -> pa.Table:
-    """The plan: videos.parquet (AlignerError when it cannot be read)."""
-    return _read_columns(out / VIDEOS, VIDEOS_SCHEMA.names)
+    """The plan: videos.parquet (AlignerError when it cannot be read); what version 1 lacks is null."""
+    needed = [field.name for field in VIDEOS_SCHEMA if not field.nullable]
+    table = _read_columns(out / VIDEOS, needed, others_too=True)
+    columns = [
+        table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in VIDEOS_SCHEMA
+    ]
+    return pa.table(columns, schema=VIDEOS_SCHEMA)
 
 
 def read_entity_names(out: Path) -> list[str]:
@@ -477,10 +520,10 @@ def read_entity_names(out: Path) -> list[str]:
     return _read_columns(out / ENTITIES, ["name"])["name"].to_pylist()
 
 
-def _read_columns(path: Path, columns: list[str]) -> pa.Table:
+def _read_columns(path: Path, columns: list[str], others_too: bool = False) -> pa.Table:
     """Columns of a small table of the folder; every way in which it cannot be read is an AlignerError."""
     try:
-        table = pq.read_table(path, columns=columns)
+        table = pq.read_table(path, columns=None if others_too else columns, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise AlignerError(f"{path} cannot be read ({reason}); {_cure(path.parent)}") from error
@@ -512,7 +555,10 @@ def read_whole_marker(out: Path, shard: int) -> dict[str, Any] | None:
 
 
 def shard_state(out: Path, shard: int, fingerprint: str) -> str:
-    """One of done, stale (other settings, or files that miss or differ in size), running and todo."""
+    """One of done, stale (made otherwise, or files that miss or differ in size), running and todo.
+
+    ``fingerprint`` is the one that the manifest lists for this shard (``shard_fingerprint``).
+    """
     marker = read_whole_marker(out, shard)
     rows = out / shard_name(shard)
     if marker is None:
@@ -602,4 +648,4 @@ def output_fingerprint(folder: Path) -> str | None:
 
 
 def _is_done(folder: Path, shard: int, manifest: dict[str, Any]) -> bool:
-    return shard_state(folder, shard, manifest["fingerprint"]) == "done"
+    return shard_state(folder, shard, shard_fingerprint(manifest, shard)) == "done"

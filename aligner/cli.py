@@ -48,11 +48,13 @@ app = typer.Typer(
 )
 
 Videos = Annotated[
-    Path,
+    str,
     typer.Option(
-        help="Folder of videos (CLASS/clip.mp4 gives labels), or manifest csv, parquet, jsonl or txt."
+        help="Folder of videos (CLASS/clip.mp4 gives labels), tars, folders of pictures; a tar or pattern of tars; "
+        "an address (s3://...); or a manifest csv, parquet, jsonl or txt."
     ),
 ]
+FrameRate = Annotated[float, typer.Option(help="Frames a second of folders of pictures.")]
 Corpus = Annotated[
     Path, typer.Option(help="Corpus folder from `corpus-builder build`, made with the same model.")
 ]
@@ -61,7 +63,17 @@ Pretrained = Annotated[
     str | None, typer.Option(help="Weights of a built-in model: a tag, a file, or `none` for random weights.")
 ]
 Out = Annotated[Path, typer.Option(help="Alignments folder to write; an unfinished one is continued.")]
-Root = Annotated[Path | None, typer.Option(help="Folder that video ids are relative to.")]
+Root = Annotated[str | None, typer.Option(help="Folder or address that video ids are relative to.")]
+OutsideRoot = Annotated[
+    bool, typer.Option("--allow-outside-root", help="Let a manifest name videos outside the root.")
+]
+AllowChanged = Annotated[
+    bool,
+    typer.Option(
+        "--allow-changed-videos",
+        help="Go on though planned videos were removed or changed; redo their shards.",
+    ),
+]
 Frames = Annotated[int, typer.Option(help="Frames per video, the middle of equal segments of its duration.")]
 Merge = Annotated[
     Any,
@@ -149,7 +161,10 @@ def run(
     precision: Precision = AlignConfig.precision,
     videos_per_shard: PerShard = AlignConfig.videos_per_shard,
     batch_frames: BatchFrames = AlignConfig.batch_frames,
+    frame_rate: FrameRate = AlignConfig.frame_rate,
     videos_root: Root = None,
+    allow_outside_root: OutsideRoot = False,
+    allow_changed_videos: AllowChanged = False,
     device: Device = AlignConfig.device,
     decode_workers: Workers = AlignConfig.decode_workers,
     force: Force = False,
@@ -184,14 +199,17 @@ def plan(
     precision: Precision = AlignConfig.precision,
     videos_per_shard: PerShard = AlignConfig.videos_per_shard,
     batch_frames: BatchFrames = AlignConfig.batch_frames,
+    frame_rate: FrameRate = AlignConfig.frame_rate,
     videos_root: Root = None,
+    allow_outside_root: OutsideRoot = False,
+    allow_changed_videos: AllowChanged = False,
     force: Force = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only count; load no model, write nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the plan and the manifest only, for example before many processes start.
+    """Write the plan and the manifest only, for example before many processes start; or grow the plan.
 
     `--dry-run` prints how many videos, shards and bytes there are, and which files were ignored.
     """
@@ -199,7 +217,7 @@ def plan(
         if dry_run:
             from aligner.plan import make_plan
 
-            counted = make_plan(videos, videos_per_shard, videos_root)
+            counted = make_plan(videos, videos_per_shard, videos_root, allow_outside_root, frame_rate)
             _warn(counted.warnings())
             _print_counts(counted.counts(), as_json)
             return
@@ -211,6 +229,42 @@ def plan(
         job = prepare(config)
         _warn(warnings_of(job))
         _print_counts(job.plan.counts(), as_json)
+
+
+@app.command()
+def check_videos(
+    videos: Annotated[str, typer.Argument(help="As for `run --videos`.", show_default=False)],
+    report: Annotated[
+        Path | None, typer.Option("--out", help="Also write a report: .csv, .parquet or .json.")
+    ] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode every frame, not only the first.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Files that are read at the same time.")] = 2,
+    limit_s: Annotated[float, typer.Option(min=0.1, help="Seconds after which a file is given up.")] = 60.0,
+    frame_rate: FrameRate = AlignConfig.frame_rate,
+    videos_root: Root = None,
+    allow_outside_root: OutsideRoot = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Probe all videos before a long run: codecs, sizes, durations, and which files are broken and why.
+
+    The report can serve as a manifest (`--videos REPORT --videos-root VIDEOS`) that knows durations. Exit
+    codes: 0 all good, 2 some are bad, 1 not done.
+    """
+    with _errors():
+        from aligner.plan import make_plan
+        from aligner.probe import check_and_report
+
+        code = check_and_report(
+            make_plan(videos, 1, videos_root, allow_outside_root, frame_rate),
+            report,
+            deep=deep,
+            workers=workers,
+            limit_s=limit_s,
+            quiet=quiet,
+            as_json=as_json,
+        )
+        raise typer.Exit(code)
 
 
 @app.command()

@@ -38,8 +38,9 @@ class AlignConfig:
     only decides where and how fast the work is done, and never changes a byte.
     """
 
-    # Folder of videos (searched recursively) or a manifest (.csv, .parquet, .jsonl, .txt) naming them.
-    videos: Path
+    # Folder of videos and tars (searched recursively), a tar or a pattern of tars, an address (`s3://...`), or a
+    # manifest (.csv, .parquet, .jsonl, .txt) naming them.
+    videos: Path | str
     # Corpus folder written by `corpus-builder build`, made with the same model.
     corpus: Path
     # open_clip model: a built-in name, `hf-hub:org/repo` or `local-dir:PATH`.
@@ -61,18 +62,24 @@ class AlignConfig:
     precision: str = "fp32"
     # Videos per shard, the unit of resuming and of parallel work.
     videos_per_shard: int = 64
+    # Frames a second of a folder of pictures, which is a video too.
+    frame_rate: float = 30.0
     # Most frames in one forward pass; only below `frames` does it change the last bits (see
     # run.frames_per_pass).
     batch_frames: int = 64
 
     # Folder that `video_id` is relative to; by default the videos folder, or the folder of the manifest.
-    videos_root: Path | None = None
+    videos_root: Path | str | None = None
     # Alignments folder to write.
     out: Path = Path("alignments")
     # `cpu`, `cuda`, `cuda:1` or `auto` (a GPU when there is one).
     device: str = "auto"
     # Threads that decode videos ahead of the encoder.
     decode_workers: int = 2
+    # Let a manifest name videos outside `videos_root` (absolute paths, `..`).
+    allow_outside_root: bool = False
+    # Go on though videos of the plan were removed or changed; their shards are made again.
+    allow_changed_videos: bool = False
     # Throw away an existing alignments folder made with other settings.
     force: bool = False
     # This process takes the shards whose number modulo `num_shards` is `shard_index`.
@@ -90,6 +97,8 @@ class AlignConfig:
             raise AlignerError(f"--precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.dense not in DENSE:
             raise AlignerError(f"--dense must be one of {', '.join(DENSE)}, got {self.dense!r}")
+        if not 0 < self.frame_rate < float("inf"):
+            raise AlignerError(f"--frame-rate must be above 0, got {self.frame_rate}")
         if self.shard_index >= self.num_shards:
             raise AlignerError(
                 f"--shard-index must be below --num-shards {self.num_shards}, got {self.shard_index}"

@@ -7,9 +7,13 @@ goes unseen and does no harm, while damage on the way to a sample fails the whol
 decoding).
 """
 
-from bisect import bisect_right
+import math
+import os
+import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from io import IOBase
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +22,32 @@ import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
+from PIL import Image, ImageOps
 
 from aligner.config import AlignerError
+from aligner.sources import Source, pictures_of
 
 # The versions belong to the fingerprint of a run: decoders may differ in frames and colours.
 DECODER = f"pyav {av.__version__}"
 
 
+# What a file may be. Not among these are the formats that only name other files (playlists, concat lists,
+# picture patterns): a video from somewhere must not be able to read the rest of this machine.
+CONTAINERS = ",".join(
+    (
+        "mov mp4 matroska webm avi flv mpeg mpegts mpegvideo m4v h264 hevc av1 obu ivf ogg asf rm mxf nut dv wtv gxf "
+        "yuv4mpegpipe mjpeg vc1 swf 3gp gif apng mp3 wav flac aac ac3 aiff au caf w64"
+    ).split()
+)
+# Packets that may make no picture of their own (fields, hidden frames).
+HIDDEN_FRAMES = 2
+
+
 class DecodeError(AlignerError):
     """A video that gives no frames.
 
-    ``reason`` is one of missing, empty, unreadable, no_video, no_frames, truncated, broken; ``stage`` is
-    ``open`` where the file as a whole is at fault and ``decode`` where its pictures are.
+    ``reason`` is one of missing, empty, unreadable, no_video, no_frames, truncated, broken, timeout;
+    ``stage`` is ``open`` where the file as a whole is at fault and ``decode`` where its pictures are.
     """
 
     def __init__(self, reason: str, message: str, stage: str = "open") -> None:
@@ -51,14 +69,17 @@ class Frame:
 class Timeline:
     """What the packets of a stream tell without decoding; times in units of the stream's time base.
 
-    ``seekable`` is False where packets carry no trustworthy presentation times (AVI): there the n-th frame
-    that comes out of the decoder has the n-th time, and decoding must start at the beginning.
+    ``seekable`` is False where packets carry no trustworthy presentation times (AVI, or times that contradict
+    the order of the packets): there the n-th frame that comes out of the decoder has the n-th time, and
+    decoding must start at the beginning. ``ordered`` is
+    whether packets come in the order of their decoding times, and no two have one presentation time.
     """
 
     times: list[int]
     keyframes: list[int]
     end: int
     seekable: bool
+    ordered: bool = True
 
     def targets(self, count: int) -> list[int]:
         """Times of the frames on display in the middle of ``count`` equal segments."""
@@ -66,72 +87,121 @@ class Timeline:
         middles = (start + (2 * i + 1) * span // (2 * count) for i in range(count))
         return [self.times[bisect_right(self.times, middle) - 1] for middle in middles]
 
+    def place(self, time: int) -> int:
+        """How many frames come before ``time``."""
+        return bisect_left(self.times, time)
+
     def keyframe(self, time: int) -> int | None:
         """The last keyframe that is not after ``time``."""
         place = bisect_right(self.keyframes, time)
         return self.keyframes[place - 1] if place else None
 
 
-def sample_frames(path: Path, count: int) -> list[Frame]:
-    """``count`` frames of the first video stream.
+def sample_frames(path: Path | Source, count: int, limit_s: float = math.inf) -> list[Frame]:
+    """``count`` frames of the first video stream, or of a folder of pictures.
+
+    ``limit_s`` seconds are looked at between packets and frames; a hang within one takes a child process to
+    get out of (``children.py``).
 
     Raises:
-        DecodeError: the file is missing, empty, no video, truncated or broken on the way to a sample.
+        DecodeError: the file is missing, empty, no video, truncated or broken on the way to a sample, or took
+        too long.
     """
-    _check_file(path)
-    with _open(path) as container:
-        timeline = read_timeline(container)
+    deadline = Deadline(limit_s)
+    if isinstance(path, Source) and path.frame_rate is not None:
+        return _sample_pictures(path, count, deadline)
+    with open_video(path) as container:
+        timeline = read_timeline(container, deadline)
     try:
-        return _sample(path, timeline, count)
+        return _sample(path, timeline, count, deadline)
     except av.FFmpegError as error:
         raise DecodeError("broken", f"decoding failed: {error.strerror}", "decode") from error
 
 
-def read_timeline(container: InputContainer) -> Timeline:
+class Deadline:
+    """The end of the time that a video may take."""
+
+    def __init__(self, limit_s: float = math.inf) -> None:
+        self.limit_s = limit_s
+        self.end = time.monotonic() + limit_s
+
+    def check(self, stage: str) -> None:
+        """Raise a DecodeError when the time is over."""
+        if time.monotonic() > self.end:
+            raise DecodeError("timeout", f"took longer than {self.limit_s:g} s", stage)
+
+
+def read_timeline(container: InputContainer, deadline: Deadline | None = None) -> Timeline:
     """Read all packets (no decoding) and check that the file is as long as its header says.
 
     Raises:
         DecodeError: no packet in the video stream, or far fewer than announced.
     """
     video = picture_stream(container)
-    times, keyframes, ends, last_s = [], [], [], 0.0
-    trusted = container.format.name != "avi"
+    times, keyframes, ends, decoding, last_s = [], [], [], [], 0.0
+    timed = trusted = container.format.name != "avi"
     try:
         for packet in container.demux():
-            time = packet.dts if packet.pts is None else packet.pts
-            if time is None or packet.time_base is None or packet.is_discard:
+            if deadline is not None:
+                deadline.check("open")
+            at = packet.dts if packet.pts is None else packet.pts
+            if at is None or packet.time_base is None or packet.is_discard:
                 continue
-            end = time + (packet.duration or 0)
+            end = at + (packet.duration or 0)
             last_s = max(last_s, float(end * packet.time_base))
             if packet.stream is video:
                 trusted &= packet.pts is not None
-                times.append(time)
+                times.append(at)
                 ends.append(end)
-                keyframes += [time] if packet.is_keyframe else []
+                decoding.append(at if packet.dts is None else packet.dts)
+                keyframes += [at] if packet.is_keyframe else []
     except av.FFmpegError as error:
         raise DecodeError(
             "truncated", f"reading stopped after {len(times)} packets: {error.strerror}"
         ) from error
     if not times:
         raise DecodeError("no_frames", "the video stream holds no frame")
-    _check_length(container, len(times), last_s)
+    # AVI counts frames that the recorder dropped, which make no packet but take a number.
+    _check_length(container, len(times) if timed else max(len(times), max(times) + 1), last_s)
     times.sort()
     end = max(max(ends), times[-1] + (times[-1] - times[0]) // max(len(times) - 1, 1), times[-1] + 1)
-    return Timeline(times, sorted(keyframes), end, trusted and len(set(times)) == len(times))
+    unique = len(set(times)) == len(times)
+    ordered = unique and decoding == sorted(decoding)
+    return Timeline(times, sorted(keyframes), end, trusted and ordered, ordered)
 
 
-def _check_file(path: Path) -> None:
+def _open_source(source: Source) -> IOBase:
+    """A file object; whatever a store's package says is not repeated, for it may hold the address."""
+    try:
+        return source.open()
+    except FileNotFoundError as error:
+        raise DecodeError("missing", "the file does not exist") from error
+    except AlignerError as error:
+        raise DecodeError("unreadable", str(error)) from error
+    except Exception as error:
+        raise DecodeError("unreadable", f"cannot be opened ({type(error).__name__})") from None
+
+
+def _check_file(path: Path) -> str:
     if not path.exists():
         raise DecodeError("missing", "the file does not exist")
     if not path.is_file():
         raise DecodeError("unreadable", "not a file")
     if path.stat().st_size == 0:
         raise DecodeError("empty", "the file has 0 bytes")
+    return str(path)
 
 
-def _open(path: Path) -> InputContainer:
+def open_video(path: Path | Source) -> InputContainer:
+    """An opened file that has a video stream.
+
+    Raises:
+        DecodeError: the file is missing, empty, unreadable or no video.
+    """
+    file = _open_source(path) if isinstance(path, Source) else _check_file(path)
     try:
-        container = av.open(str(path))
+        options = {"format_whitelist": CONTAINERS}
+        container = av.open(file, mode="r", options=options, metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__
         raise DecodeError("unreadable", f"not a readable media file: {reason}") from error
@@ -139,6 +209,9 @@ def _open(path: Path) -> InputContainer:
         kinds = sorted({stream.type for stream in container.streams})
         container.close()
         raise DecodeError("no_video", f"no video stream; streams found: {', '.join(kinds) or 'none'}")
+    if picture_stream(container).codec_context is None:
+        container.close()
+        raise DecodeError("unreadable", "the video stream is of a codec that is not known")
     return container
 
 
@@ -165,16 +238,42 @@ def _check_length(container: InputContainer, packets: int, last_s: float) -> Non
         )
 
 
-def _sample(path: Path, timeline: Timeline, count: int) -> list[Frame]:
+def _sample(
+    path: Path | Source, timeline: Timeline, count: int, deadline: Deadline | None = None
+) -> list[Frame]:
     targets = timeline.targets(count)
     pictures: dict[int, Frame] = {}
     reformatter = VideoReformatter()
-    with _Reader(path, timeline) as reader:
+    with _Reader(path, timeline, deadline or Deadline()) as reader:
         for target in sorted(set(targets)):
-            frame, time = reader.frame_at(target)
+            frame, at = reader.frame_at(target)
             rgb = reformatter.reformat(frame, format="rgb24").to_ndarray()
-            pictures[target] = Frame(0, float(time * reader.time_base), upright(rgb, frame.rotation))
+            pictures[target] = Frame(0, float(at * reader.time_base), upright(rgb, frame.rotation))
     return [replace(pictures[target], index=index) for index, target in enumerate(targets)]
+
+
+def _sample_pictures(folder: Source, count: int, deadline: Deadline) -> list[Frame]:
+    """Pictures of a folder as if they were the frames of a video of constant rate, the first at 0 s."""
+    try:
+        names = pictures_of(os.listdir(folder.place))
+    except OSError as error:
+        raise DecodeError("missing", f"no folder of pictures: {error.strerror}") from error
+    if not names:
+        raise DecodeError("no_frames", "the folder holds no picture")
+    places = Timeline(list(range(len(names))), [0], len(names), True).targets(count)
+    pictures = {place: _picture(Path(folder.place, names[place]), deadline) for place in sorted(set(places))}
+    rate = folder.frame_rate or 1.0
+    return [Frame(index, place / rate, pictures[place]) for index, place in enumerate(places)]
+
+
+def _picture(path: Path, deadline: Deadline) -> np.ndarray:
+    deadline.check("decode")
+    try:
+        with Image.open(path, formats=("JPEG", "PNG", "WEBP", "BMP")) as picture:
+            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise DecodeError("broken", f"the picture {path.name} cannot be read: {reason}", "decode") from error
 
 
 def upright(rgb: np.ndarray, rotation: int) -> np.ndarray:
@@ -185,11 +284,14 @@ def upright(rgb: np.ndarray, rotation: int) -> np.ndarray:
 class _Reader:
     """Frames in order of time, forward only, jumping over groups of pictures when that saves decoding."""
 
-    def __init__(self, path: Path, timeline: Timeline) -> None:
+    def __init__(self, path: Path | Source, timeline: Timeline, deadline: Deadline) -> None:
         self.path = path
+        self.deadline = deadline
         self.timeline = timeline
-        self.timed = self.jumps = timeline.seekable
+        self.timed = timeline.seekable
         self._restart()
+        # After a seek the MPEG program stream tells times that are off by a few frames.
+        self.jumps = self.timed and self.container.format.name != "mpeg"
 
     def __enter__(self) -> "_Reader":
         return self
@@ -198,7 +300,7 @@ class _Reader:
         self.container.close()
 
     def _restart(self) -> None:
-        self.container = _open(self.path)
+        self.container = open_video(self.path)
         self.stream = picture_stream(self.container)
         # One thread per decoder: parallelism comes from decoding several videos at once.
         self.stream.codec_context.thread_count = 1
@@ -214,6 +316,7 @@ class _Reader:
     def _timed_frames(self) -> Iterator[tuple[VideoFrame, int]]:
         times = self.timeline.times
         for place, frame in enumerate(self.container.decode(self.stream)):
+            self.deadline.check("decode")
             pts = frame.pts if self.timed else None
             yield frame, times[min(place, len(times) - 1)] if pts is None else pts
 
@@ -241,7 +344,8 @@ class _Reader:
     def _astray(self, time: int, target: int) -> bool:
         """Start again without jumps, or without trust in the frames' times, when one of them proves wrong."""
         backwards = self.timed and self.current is not None and time <= self.current[1]
-        overshot = self.jumped and self.current is None and time > target
+        first = self.jumped and self.current is None
+        overshot = first and (time > target or self.timeline.times[self.timeline.place(time)] != time)
         if backwards or overshot:
             self.container.close()
             self.timed, self.jumps = self.timed and not backwards, False
@@ -254,8 +358,7 @@ class _Reader:
             raise DecodeError("no_frames", "the decoder gave no frame", "decode")
         times = self.timeline.times
         short = bisect_right(times, target) - bisect_right(times, self.current[1])
-        # A few packets may make no picture of their own (fields, hidden frames).
-        if short > 2:
+        if short > HIDDEN_FRAMES:
             at = float(self.current[1] * self.time_base)
             raise DecodeError("broken", f"the pictures end at {at:.2f} s, {short} frames early", "decode")
         return self.current

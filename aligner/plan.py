@@ -1,27 +1,57 @@
-"""Which videos, in which shards: a function of inputs and settings, never of the number of workers."""
+"""Which videos, in which shards: a function of inputs and settings, never of the number of workers.
 
+A plan that was begun only grows: new videos go into new shards, so that finished shards stay as they are.
+"""
+
+import glob
+import math
 import os
+import posixpath
+import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from aligner.config import AlignerError, did_you_mean
+from aligner.config import AlignerError, ChangedSettings, did_you_mean
+from aligner.sources import (
+    Source,
+    is_frame_folder,
+    is_url,
+    list_store,
+    pictures_of,
+    read_tar,
+    shown,
+    stored_size,
+)
 
 VIDEO_EXTENSIONS = frozenset(".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
-MANIFEST_COLUMNS = ("path", "label", "split")
+MANIFEST_COLUMNS = ("path", "label", "split", "seconds")
 SPLITS = {
     **{"train": "train", "training": "train", "test": "test", "testing": "test"},
     **dict.fromkeys(("val", "valid", "validation"), "val"),
 }
+# Frames a second of a folder of pictures.
+FRAME_RATE = 30.0
+_TAR = re.compile(r".*?\.tar/", re.IGNORECASE)
 # Names that other tools give to the column ``path``.
 PATH_SYNONYMS = ("video", "file", "filename", "video_path")
 
-Row = tuple[str, str | None, str | None]
+
+class Row(NamedTuple):
+    """A video as the input names it: a path, and what a manifest may say about it."""
+
+    path: str
+    label: str | None = None
+    split: str | None = None
+    seconds: float | None = None
+    bytes: int | None = None
+    offset: int | None = None
+    url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,44 +63,70 @@ class VideoItem:
     split: str | None
     bytes: int
     shard: int
+    seconds: float | None = None
+    offset: int | None = None
+
+    def same_content(self, other: "VideoItem") -> bool:
+        """Whether another plan says the same of this video; shard and duration are no content."""
+        return replace(self, shard=0, seconds=None) == replace(other, shard=0, seconds=None)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All videos sorted by id, contiguous shards, and what was ignored on the way.
+    """All videos sorted by id, each with its shard, and what was ignored on the way.
 
-    ``ignored`` counts files by extension, ``ignored_columns`` are those of a manifest.
+    ``ignored`` counts files by extension, ``ignored_columns`` are those of a manifest. A shard may have lost
+    all its videos, so ``num_shards`` is a fact of its own. ``grown`` counts videos that joined a plan that was
+    begun. ``root`` is a folder or an address, ``urls`` are the addresses that a manifest gives in full; both may
+    hold secrets and are never written down.
     """
 
-    root: Path
+    root: Path | str
     items: tuple[VideoItem, ...]
+    num_shards: int
     ignored: dict[str, int] = field(default_factory=dict)
     ignored_columns: tuple[str, ...] = ()
+    grown: int = 0
+    frame_rate: float = FRAME_RATE
+    urls: dict[str, str] = field(default_factory=dict, repr=False)
 
-    @property
-    def num_shards(self) -> int:
-        """Number of shards."""
-        return self.items[-1].shard + 1
+    @cached_property
+    def _by_shard(self) -> list[list[VideoItem]]:
+        shards: list[list[VideoItem]] = [[] for _ in range(self.num_shards)]
+        for item in self.items:
+            shards[item.shard].append(item)
+        return shards
 
     def shard(self, shard: int) -> list[VideoItem]:
-        """The videos of one shard."""
-        return [item for item in self.items if item.shard == shard]
+        """The videos of one shard, in order of their ids."""
+        return self._by_shard[shard]
 
-    def path(self, item: VideoItem) -> Path:
-        """Where the file of a video is."""
-        return self.root / item.video_id
+    def path(self, item: VideoItem) -> Path | Source:
+        """Where a video is: a file, or anything else that can be read."""
+        if item.video_id in self.urls:
+            return Source(self.urls[item.video_id])
+        if isinstance(self.root, str):
+            return Source(_below(self.root, item.video_id))
+        if item.offset is not None:
+            tar = item.video_id[: _TAR.match(item.video_id).end() - 1]  # type: ignore[union-attr]
+            return Source(str(self.root / tar), item.offset, item.bytes)
+        path = self.root / item.video_id
+        return Source(str(path), frame_rate=self.frame_rate) if path.is_dir() else path
 
     @cached_property
     def missing(self) -> int:
         """Number of videos whose file is not there."""
-        return sum(not self.path(item).is_file() for item in self.items)
+        empty = (self.path(item) for item in self.items if item.bytes == 0)
+        return sum(not path.is_file() if isinstance(path, Path) else is_url(path.place) for path in empty)
 
     def warnings(self) -> list[str]:
         """What looks like a mistake but need not be one."""
         warnings = []
+        if self.grown:
+            warnings.append(f"{self.grown} new videos joined the plan, in new shards behind those it had")
         if self.missing == len(self.items):
             warnings.append(
-                f"ALL {self.missing} VIDEOS ARE MISSING below {self.root}, the first is "
+                f"ALL {self.missing} VIDEOS ARE MISSING below {shown(str(self.root))}, the first is "
                 f"{self.items[0].video_id}: probably a wrong --videos-root"
             )
         if self.ignored_columns:
@@ -95,54 +151,199 @@ def _hint(column: str) -> str:
     return did_you_mean(column.strip().lower(), MANIFEST_COLUMNS)
 
 
-def make_plan(videos: Path, videos_per_shard: int, root: Path | None = None) -> Plan:
-    """Plan a folder (recursively through links, by file extension) or a manifest.
+def make_plan(
+    videos: Path | str,
+    videos_per_shard: int,
+    root: Path | str | None = None,
+    allow_outside_root: bool = False,
+    frame_rate: float = FRAME_RATE,
+) -> Plan:
+    """Plan a folder (recursively through links), tars, a manifest, or what lies below an address.
 
     In a folder ``CLASS/clip.mp4`` has its class as label. If every first-level folder with videos is named
     like a split (train, training, val, valid, validation, test, testing; in any case), that is the split,
-    as train, val or test, and the second level is the label.
+    as train, val or test, and the second level is the label. A video is a file with one of VIDEO_EXTENSIONS,
+    such a member of a ``.tar``, or a folder of numbered pictures.
 
     Raises:
         AlignerError: nothing there, no video in it, no column ``path``, a video named twice or outside the
         root.
     """
-    if not videos.exists():
-        raise AlignerError(f"--videos {videos} does not exist; give a folder of videos or a manifest")
-    # Absolute, for a path below a relative folder would be joined to that folder a second time.
-    videos = Path(os.path.abspath(videos))
-    folder = videos if videos.is_dir() else videos.parent
-    root = folder if root is None else Path(os.path.abspath(root))
-    ignored: dict[str, int] = {}
+    ignored = Counter[str]()
     columns: tuple[str, ...] = ()
-    if videos.is_dir():
-        found, ignored = _scan(videos)
-        rows = [(str(videos / path), label, split) for path, label, split in _rows_of_paths(found)]
+    if is_url(str(videos)):
+        root, name = str(videos), shown(str(videos))
+        rows = _stored(str(videos), ignored)
     else:
-        rows, columns = read_manifest(videos)
-    rows = [(_relative(path, root), label, split) for path, label, split in rows]
+        # Absolute, for a path below a relative folder would be joined to that folder a second time.
+        name, videos = str(videos), Path(os.path.abspath(videos))
+        root = _root(videos, root)
+        rows, columns = _local_rows(videos, name, ignored)
+        rows = [_identified(row, root, allow_outside_root) for row in rows]
     if not rows:
         raise AlignerError(
-            f"no videos in {videos}; extensions looked for: {' '.join(sorted(VIDEO_EXTENSIONS))}"
+            f"no videos in {name}; extensions looked for: {' '.join(sorted(VIDEO_EXTENSIONS))}"
         )
-    _refuse_twice(rows, videos)
-    items = (
-        VideoItem(video_id, label, split, _size(root / video_id), place // videos_per_shard)
-        for place, (video_id, label, split) in enumerate(sorted(rows, key=lambda row: row[0]))
+    _refuse_twice(rows, name)
+    items = [
+        VideoItem(row.path, row.label, row.split, _bytes(row, root), 0, row.seconds, row.offset)
+        for row in sorted(rows, key=lambda row: row.path)
+    ]
+    counted = {kind: count for kind, count in sorted(ignored.items()) if count}
+    urls = {row.path: row.url for row in rows if row.url}
+    placed = in_shards(items, videos_per_shard)
+    return Plan(root, *placed, counted, columns, frame_rate=frame_rate, urls=urls)
+
+
+def _root(videos: Path, root: Path | str | None) -> Path | str:
+    if root is None:
+        return videos if videos.is_dir() else videos.parent
+    return str(root) if is_url(str(root)) else Path(os.path.abspath(root))
+
+
+def _local_rows(videos: Path, name: str, ignored: Counter[str]) -> tuple[list[Row], tuple[str, ...]]:
+    """Rows with absolute paths, or those of a manifest, and the columns that it has beside."""
+    if videos.is_dir():
+        return [row._replace(path=str(videos / row.path)) for row in _scan(videos, ignored)], ()
+    if not videos.exists() and (matches := sorted(glob.glob(str(videos), recursive=True))):
+        return [row for match in matches for row in _rows_of_file(Path(match), Row(match), ignored)], ()
+    if not videos.exists():
+        raise AlignerError(f"--videos {name} does not exist; give a folder of videos, tars or a manifest")
+    if videos.suffix.lower() == ".tar":
+        return _rows_of_file(videos, Row(str(videos)), ignored), ()
+    return read_manifest(videos)
+
+
+def _rows_of_file(path: Path, row: Row, ignored: Counter[str]) -> list[Row]:
+    """The row of a video file, or those of the videos in a tar, which inherit its split and label."""
+    if path.suffix.lower() in VIDEO_EXTENSIONS:
+        return [row]
+    if path.suffix.lower() != ".tar":
+        ignored[path.suffix.lower() or "(none)"] += 1
+        return []
+    return [
+        row._replace(
+            path=f"{row.path}/{video.name.removeprefix('./')}",
+            label=video.label or row.label,
+            bytes=video.bytes,
+            offset=video.offset,
+        )
+        for video in read_tar(path, VIDEO_EXTENSIONS, ignored)
+    ]
+
+
+def _stored(url: str, ignored: Counter[str]) -> list[Row]:
+    """Videos below an address, with labels and splits as in a folder."""
+    found = list_store(url)
+    sizes = {PurePosixPath(name): size for name, size in found if _is_video(PurePosixPath(name), ignored)}
+    return [row._replace(bytes=sizes[PurePosixPath(row.path)]) for row in _rows_of_paths(list(sizes))]
+
+
+def _is_video(path: PurePosixPath, ignored: Counter[str]) -> bool:
+    video = path.suffix.lower() in VIDEO_EXTENSIONS and not _hidden(path) and _is_text(str(path))
+    ignored[path.suffix.lower() or "(none)"] += not video
+    return video
+
+
+def _below(root: str, video_id: str) -> str:
+    """The address of a video; what follows a question mark belongs to all of them."""
+    base, mark, query = root.partition("?")
+    return f"{base.rstrip('/')}/{video_id}{mark}{query}"
+
+
+def in_shards(
+    items: Sequence[VideoItem], videos_per_shard: int, first: int = 0
+) -> tuple[tuple[VideoItem, ...], int]:
+    """The videos, in their order, with balanced shards from ``first`` on, and the number of shards then."""
+    count = -(-len(items) // videos_per_shard)
+    shards = balanced(_weights(items), count)
+    placed = (replace(item, shard=first + shard) for item, shard in zip(items, shards, strict=True))
+    return tuple(placed), first + count
+
+
+def _weights(items: Sequence[VideoItem]) -> list[float]:
+    """How much work each video is: seconds; bytes at the average rate, or as they are, where these lack."""
+    known = [item for item in items if item.seconds is not None]
+    seconds, size = sum(item.seconds or 0.0 for item in known), sum(item.bytes for item in known)
+    rate = seconds / size if seconds and size else 1.0
+    return [item.bytes * rate if item.seconds is None else item.seconds for item in items]
+
+
+def balanced(weights: Sequence[float], shards: int) -> list[int]:
+    """A shard for every weight: equal numbers (to one), and loads that differ by no more than one weight.
+
+    Weights are dealt in rounds, the heaviest first; in a round every shard gets one, the lightest shard the
+    heaviest. If loads differed by at most the largest weight before a round they do so after it: of two
+    shards the one that was lighter gains at least as much. Ties go by place, so the result is a function.
+    """
+    order = sorted(range(len(weights)), key=lambda place: (-weights[place], place))
+    loads, chosen = [0.0] * shards, [0] * len(weights)
+    for start in range(0, len(order), max(shards, 1)):
+        lightest = sorted(range(shards), key=lambda shard: (loads[shard], shard))
+        for shard, place in zip(lightest, order[start : start + shards], strict=False):
+            loads[shard] += weights[place]
+            chosen[place] = shard
+    return chosen
+
+
+def grow(found: Plan, before: Plan, videos_per_shard: int, allow_changed: bool = False) -> Plan:
+    """The plan that was begun, with the new videos of ``found`` in new shards behind its own.
+
+    With ``allow_changed`` removed videos leave their shards and changed ones stay in theirs.
+
+    Raises:
+        ChangedSettings: videos were removed or changed, and that is not allowed; they are named.
+    """
+    had = {item.video_id: item for item in before.items}
+    there = {item.video_id for item in found.items}
+    removed = [video_id for video_id in had if video_id not in there]
+    kept = [item for item in found.items if item.video_id in had]
+    changed = [item.video_id for item in kept if not item.same_content(had[item.video_id])]
+    if (removed or changed) and not allow_changed:
+        raise ChangedSettings(_what_changed(removed, changed))
+    new, shards = in_shards(
+        [item for item in found.items if item.video_id not in had], videos_per_shard, before.num_shards
     )
-    return Plan(root, tuple(items), ignored, columns)
+    old = [replace(item, shard=had[item.video_id].shard) for item in kept]
+    items = sorted([*old, *new], key=lambda item: item.video_id)
+    return replace(found, items=tuple(items), num_shards=shards, grown=len(new))
 
 
-def _scan(folder: Path) -> tuple[list[PurePosixPath], dict[str, int]]:
-    """Videos below a folder, relative to it, and the number of other files by extension."""
-    found, ignored = [], Counter[str]()
+def _what_changed(removed: list[str], changed: list[str]) -> str:
+    lines = [
+        f"\n  {what}: {', '.join(names[:10])}" + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        for what, names in (("removed", removed), ("changed in size, label or split", changed))
+        if names
+    ]
+    return (
+        f"{len(removed)} videos of the plan were removed and {len(changed)} changed:{''.join(lines)}\n"
+        "Put them back, give --allow-changed-videos to make their shards again, or --force to start over"
+    )
+
+
+def _scan(folder: Path, ignored: Counter[str]) -> list[Row]:
+    """Videos below a folder, relative to it; other files are counted by extension."""
+    found: list[PurePosixPath] = []
     for parent, names in _walk(folder, ignored):
+        if is_frame_folder(names) and parent != str(folder):
+            found.append(PurePosixPath(Path(parent).relative_to(folder).as_posix()))
+            names = sorted({*names} - {*pictures_of(names)})
         for name in names:
             path = Path(parent, name).relative_to(folder)
-            if path.suffix.lower() in VIDEO_EXTENSIONS and not _hidden(path):
+            if not _is_text(str(path)):
+                ignored["(name is not UTF-8)"] += 1
+            elif path.suffix.lower() in {*VIDEO_EXTENSIONS, ".tar"} and not _hidden(path):
                 found.append(PurePosixPath(path.as_posix()))
             else:
                 ignored[path.suffix.lower() or "(none)"] += 1
-    return found, dict(sorted(ignored.items()))
+    rows = _rows_of_paths(found)
+    return [
+        one
+        for row in rows
+        for one in (
+            _rows_of_file(folder / row.path, row, ignored) if "." in PurePosixPath(row.path).name else [row]
+        )
+    ]
 
 
 def _walk(folder: Path, ignored: Counter[str]) -> Iterator[tuple[str, list[str]]]:
@@ -165,7 +366,7 @@ def _count_unreadable(ignored: Counter[str], _: OSError) -> None:
     ignored["(unreadable folder)"] += 1
 
 
-def _hidden(path: Path) -> bool:
+def _hidden(path: PurePath) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
@@ -180,22 +381,23 @@ def _row_of_path(path: PurePosixPath, splits: bool) -> Row:
     folders = path.parts[:-1]
     split = SPLITS[folders[0].lower()] if folders and splits else None
     label = folders[1:2] if split else folders[:1]
-    return str(path), label[0] if label else None, split
+    return Row(str(path), label[0] if label else None, split)
 
 
 def read_manifest(path: Path) -> tuple[list[Row], tuple[str, ...]]:
-    """(path, label, split) of each row of a csv, parquet, jsonl or txt manifest, and its other columns.
+    """The rows of a csv, parquet, jsonl or txt manifest, and the columns that it has beside.
 
     Empty cells are None.
 
     Raises:
-        AlignerError: an unknown format, no column ``path``, an empty path, or a cell that is no text.
+        AlignerError: an unknown format, no column ``path``, an empty path, a cell that is no text, or
+        ``seconds`` that are no duration.
     """
     frame = _read_table(path)
     names = [str(column) for column in frame.columns]
     if "path" not in names:
         raise AlignerError(
-            f"{path.name}: no column 'path'{_synonym(names)}; columns are path[,label][,split]"
+            f"{path.name}: no column 'path'{_synonym(names)}; columns are path[,label][,split][,seconds]"
         )
     ignored = tuple(name for name in names if name not in MANIFEST_COLUMNS)
     frame = frame.reindex(columns=list(MANIFEST_COLUMNS))
@@ -203,11 +405,26 @@ def read_manifest(path: Path) -> tuple[list[Row], tuple[str, ...]]:
     for place, cells in enumerate(frame.itertuples(index=False), 1):
         if not all(pd.api.types.is_scalar(cell) for cell in cells):
             raise AlignerError(f"{path.name}: row {place} has a list where one text was expected")
-        video, label, split = (_text(cell) for cell in cells)
-        if video is None:
-            raise AlignerError(f"{path.name}: row {place} has no path")
-        rows.append((video, label, split))
+        video, label, split, seconds = (_text(cell) for cell in cells)
+        if video is None or not _is_text(video):
+            raise AlignerError(f"{path.name}: row {place} has no path, or one that no file can have")
+        rows.append(Row(video, label, split, _seconds(seconds, f"{path.name}: row {place}")))
     return rows, ignored
+
+
+def _seconds(text: str | None, where: str) -> float | None:
+    try:
+        seconds = None if text is None else float(text)
+    except ValueError:
+        seconds = math.nan
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise AlignerError(f"{where} has seconds {text!r}, expected a duration of 0 or more, or nothing")
+    return seconds
+
+
+def _is_text(path: str) -> bool:
+    """Whether a path can be written down: undecodable bytes come as lone surrogates."""
+    return "\0" not in path and not any("\ud800" <= letter <= "\udfff" for letter in path)
 
 
 def _synonym(columns: list[str]) -> str:
@@ -238,21 +455,47 @@ def _text(cell: Any) -> str | None:
     return None if cell is None or pd.isna(cell) or str(cell).strip() == "" else str(cell).strip()
 
 
-def _relative(path: str, root: Path) -> str:
-    """POSIX path below the root; the identity of a video must not depend on the machine."""
-    relative = os.path.relpath(root / path, root)
-    if relative.split(os.sep)[0] == os.pardir:
+def _identified(row: Row, root: Path | str, allow_outside: bool) -> Row:
+    """A row whose path is its video id: below the root, for it must not depend on the machine.
+
+    What counts is the path as written, absolute or with ``..``: a link within the root is followed, as it is
+    the work of whoever owns the root and not of whoever wrote the manifest.
+    """
+    if is_url(row.path):
+        plain = shown(row.path)
+        below = f"{shown(str(root)).rstrip('/')}/"
+        inside = plain.startswith(below) and is_url(str(root))
+        relative, url = plain.removeprefix(below) if inside else plain, row.path
+        outside = not inside or ".." in relative.split("/")
+    elif isinstance(root, str):
+        relative, url = posixpath.normpath(row.path), None
+        outside = relative.startswith(("/", "../")) or relative == ".."
+    else:
+        relative, url = Path(os.path.relpath(root / row.path, root)).as_posix(), None
+        outside = relative.split("/")[0] == os.pardir
+    if outside and not (allow_outside and (url or isinstance(root, Path))):
         raise AlignerError(
-            f"{path} lies outside the videos' root {root}; give --videos-root, a folder above it"
+            f"{shown(row.path)} lies outside the videos' root {shown(str(root))}; give --videos-root, a folder "
+            "above it, or --allow-outside-root if you trust the manifest"
         )
-    return Path(relative).as_posix()
+    return row._replace(path=relative, url=url)
 
 
-def _refuse_twice(rows: list[Row], videos: Path) -> None:
-    twice = [video_id for video_id, n in Counter(row[0] for row in rows).items() if n > 1]
+def _refuse_twice(rows: list[Row], name: str) -> None:
+    twice = [video_id for video_id, n in Counter(row.path for row in rows).items() if n > 1]
     if twice:
-        raise AlignerError(f"{videos.name} names {len(twice)} videos more than once, the first is {twice[0]}")
+        raise AlignerError(
+            f"{PurePath(name).name} names {len(twice)} videos more than once, the first is {twice[0]}"
+        )
 
 
-def _size(path: Path) -> int:
+def _bytes(row: Row, root: Path | str) -> int:
+    """Size of a video; 0 when it is missing."""
+    if row.bytes is not None:
+        return row.bytes
+    if row.url or isinstance(root, str):
+        return stored_size(row.url or _below(str(root), row.path))
+    path = root / row.path
+    if path.is_dir():
+        return sum((path / name).stat().st_size for name in pictures_of(os.listdir(path)))
     return path.stat().st_size if path.is_file() else 0

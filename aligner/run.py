@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
@@ -50,6 +51,10 @@ class Job:
     def schema(self) -> pa.Schema:
         """Schema of the shards."""
         return artifact.schema_of(self.manifest)
+
+    def fingerprint(self, shard: int) -> str:
+        """What the marker of a shard carries."""
+        return artifact.shard_fingerprint(self.manifest, shard)
 
     def my_shards(self) -> list[int]:
         """Shards of this process."""
@@ -122,7 +127,13 @@ def prepare(settings: AlignConfig) -> Job:
         raise AlignerError(
             "--force in one of several processes would delete the others' work; run `aligner plan --force`"
         )
-    videos = plan.make_plan(settings.videos, settings.videos_per_shard, settings.videos_root)
+    found = plan.make_plan(
+        settings.videos,
+        settings.videos_per_shard,
+        settings.videos_root,
+        settings.allow_outside_root,
+        settings.frame_rate,
+    )
     entities = corpus.load_corpus(settings.corpus)
     clip, model_info = encoder.load_clip(settings.model, settings.pretrained)
     corpus.check_model(entities, model_info)
@@ -136,10 +147,9 @@ def prepare(settings: AlignConfig) -> Job:
         device=device,
     )
     matcher = match.Matcher(torch.tensor(entities.embeddings, device=device), settings.top_k)
-    content = _manifest_content(
-        settings, videos, entities, tower, model_info, encoder.preprocess_config(clip)
-    )
-    return Job(settings, videos, tower, matcher, _publish(settings, videos, entities, content))
+    content = _manifest_content(settings, entities, tower, model_info, encoder.preprocess_config(clip))
+    videos, manifest = _publish(settings, found, entities, content)
+    return Job(settings, videos, tower, matcher, manifest)
 
 
 def pick_device(name: str) -> torch.device:
@@ -167,7 +177,6 @@ def frames_per_pass(settings: AlignConfig) -> int:
 
 def _manifest_content(
     settings: AlignConfig,
-    videos: plan.Plan,
     entities: corpus.Corpus,
     tower: encoder.ClipRegionEncoder,
     model_info: dict[str, Any],
@@ -190,24 +199,18 @@ def _manifest_content(
         "precision": settings.precision,
         "frames_per_pass": frames_per_pass(settings),
         "videos_per_shard": settings.videos_per_shard,
+        "frame_rate": settings.frame_rate,
     }
-    rows = [[item.video_id, item.label, item.split, item.bytes, item.shard] for item in videos.items]
     return {
         "config": byte_config,
-        "inputs": {
-            "videos": {"fingerprint": artifact.canonical_sha256(rows)},
-            "corpus": {"fingerprint": entities.fingerprint},
-        },
+        "inputs": {"corpus": {"fingerprint": entities.fingerprint}},
         "model": model_info,
-        "counts": videos.counts(),
         "grid": list(tower.grid),
         "patches": tower.patches,
         "regions": tower.regions,
         "dim": tower.dim,
         "top_k": settings.top_k,
         "frames": settings.frames,
-        "num_shards": videos.num_shards,
-        "videos": len(videos.items),
         "corpus": {
             "fingerprint": entities.fingerprint,
             "entities": len(entities.names),
@@ -217,27 +220,74 @@ def _manifest_content(
 
 
 def _publish(
-    settings: AlignConfig, videos: plan.Plan, entities: corpus.Corpus, content: dict[str, Any]
-) -> dict[str, Any]:
-    """Reuse the manifest in ``out`` if it says the same; otherwise write plan, entities and manifest."""
+    settings: AlignConfig, found: plan.Plan, entities: corpus.Corpus, content: dict[str, Any]
+) -> tuple[plan.Plan, dict[str, Any]]:
+    """Plan and manifest: those in ``out`` if they say the same, grown by new videos, or written anew."""
     out = settings.out
     artifact.refuse_foreign(out)
     # One of several processes cannot know whether another is writing such a file right now.
     if settings.num_shards == 1:
         artifact.remove_start_leftovers(out)
-    table = plan_table(videos)
     if (out / artifact.MANIFEST).is_file() and not settings.force:
-        manifest = artifact.read_manifest(out)
-        _refuse_changes(out, manifest, content, table)
-        _refuse_damage(out, manifest)
-        return manifest
+        return _continue(settings, found, content)
     out.mkdir(parents=True, exist_ok=True)
     # Never without --force: tasks of an array may all be at this point at the same moment.
     if settings.force:
         artifact.start_over(out)
-    artifact.write_table(out / artifact.VIDEOS, table)
     artifact.write_bytes(out / artifact.ENTITIES, entities.entities_file.read_bytes())
-    manifest = artifact.make_manifest(out, rows=len(table), entities=len(entities.names), content=content)
+    return found, _write_plan(out, found, content)
+
+
+def _continue(
+    settings: AlignConfig, found: plan.Plan, content: dict[str, Any]
+) -> tuple[plan.Plan, dict[str, Any]]:
+    """The plan that was begun, grown by new videos if there are any."""
+    out = settings.out
+    manifest = artifact.read_manifest(out)
+    _refuse_changes(out, manifest, content)
+    before = _begun_plan(out, manifest, settings.allow_changed_videos)
+    videos = plan.grow(found, before, settings.videos_per_shard, settings.allow_changed_videos)
+    if plan_table(videos).equals(plan_table(before)) and not artifact.damaged_files(out, manifest):
+        return videos, manifest
+    if settings.num_shards > 1:
+        raise AlignerError(
+            f"the plan in {out} has to grow by {len(videos.items) - len(before.items)} videos, and one of "
+            "several processes must not do that; run `aligner plan` with the same options once, then all again"
+        )
+    return videos, _write_plan(out, videos, content)
+
+
+def _begun_plan(out: Path, manifest: dict[str, Any], allow_changed: bool) -> plan.Plan:
+    """The plan in ``out``; a kill between plan and manifest leaves a plan that is ahead of its manifest.
+
+    Raises:
+        AlignerError: the entity table is damaged, or the plan is and not merely ahead.
+    """
+    problems = [text for text in artifact.damaged_files(out, manifest) if artifact.VIDEOS not in text]
+    if not problems:
+        table = artifact.read_videos(out)
+        known = table.filter(pc.less(table["shard"], manifest["num_shards"]))
+        if allow_changed or artifact.shard_fingerprints(manifest, known) == manifest["shard_fingerprints"]:
+            items = tuple(plan.VideoItem(**row) for row in known.to_pylist())
+            return plan.Plan(Path(), items, manifest["num_shards"])
+        problems = artifact.damaged_files(out, manifest) or [f"{artifact.MANIFEST} does not fit the plan"]
+    # Shards beside a damaged plan or entity table would be of no use to anybody.
+    raise AlignerError(f"{out} is damaged: {'; '.join(problems)}. Give --force to start over")
+
+
+def _write_plan(out: Path, videos: plan.Plan, content: dict[str, Any]) -> dict[str, Any]:
+    """Write videos.parquet and, last, the manifest; the entity table is there already."""
+    table = plan_table(videos)
+    artifact.write_table(out / artifact.VIDEOS, table)
+    rows = table.drop_columns(["seconds"]).to_pylist()
+    planned = {
+        "inputs": content["inputs"] | {"videos": {"fingerprint": artifact.canonical_sha256(rows)}},
+        "counts": videos.counts(),
+        "num_shards": videos.num_shards,
+        "videos": len(table),
+    }
+    entities = content["corpus"]["entities"]
+    manifest = artifact.make_manifest(out, rows=len(table), entities=entities, content=content | planned)
     artifact.write_json(out / artifact.MANIFEST, manifest)
     return manifest
 
@@ -247,26 +297,17 @@ def plan_table(videos: plan.Plan) -> pa.Table:
     return pa.Table.from_pylist([vars(item) for item in videos.items], schema=artifact.VIDEOS_SCHEMA)
 
 
-def _refuse_changes(out: Path, manifest: dict[str, Any], content: dict[str, Any], table: pa.Table) -> None:
+def _refuse_changes(out: Path, manifest: dict[str, Any], content: dict[str, Any]) -> None:
     wanted = {"package": artifact.PACKAGE, "schema_version": artifact.SCHEMA_VERSION, **content}
     changed = []
     for section in ("package", "schema_version", "config", "model"):
         changed += _differences(section, manifest[section], wanted[section])
-    had = manifest["inputs"]
-    changed += _differences("corpus", had.get("corpus"), content["inputs"]["corpus"])
-    if had.get("videos") != content["inputs"]["videos"]:
-        changed.append(_plan_difference(artifact.read_videos(out), table))
+    changed += _differences("corpus", manifest["inputs"].get("corpus"), content["inputs"]["corpus"])
     if changed:
         listed = "\n  ".join(changed)
         raise ChangedSettings(
             f"{out} was begun with other settings:\n  {listed}\nGive another --out, or --force to start over"
         )
-
-
-def _refuse_damage(out: Path, manifest: dict[str, Any]) -> None:
-    """Shards beside a damaged plan or entity table would be of no use to anybody."""
-    if problems := artifact.damaged_files(out, manifest):
-        raise AlignerError(f"{out} is damaged: {'; '.join(problems)}. Give --force to start over")
 
 
 def _differences(key: str, had: Any, wanted: Any) -> list[str]:
@@ -276,14 +317,6 @@ def _differences(key: str, had: Any, wanted: Any) -> list[str]:
             line for name in names for line in _differences(f"{key}.{name}", had.get(name), wanted.get(name))
         ]
     return [] if had == wanted else [f"{key}: got {wanted!r}, expected {had!r}"]
-
-
-def _plan_difference(had: pa.Table, wanted: pa.Table) -> str:
-    before = {row.pop("video_id"): row for row in had.to_pylist()}
-    after = {row.pop("video_id"): row for row in wanted.to_pylist()}
-    changed = sum(before[video] != after[video] for video in before.keys() & after.keys())
-    added, removed = len(after.keys() - before.keys()), len(before.keys() - after.keys())
-    return f"videos: {added} added, {removed} removed, {changed} with another size, label, split or shard"
 
 
 # Running.
@@ -303,9 +336,8 @@ def run(
     """
     start = time.monotonic()
     job = prepare(settings)
-    fingerprint = job.manifest["fingerprint"]
     shards = job.my_shards()
-    states = {shard: artifact.shard_state(settings.out, shard, fingerprint) for shard in shards}
+    states = {shard: artifact.shard_state(settings.out, shard, job.fingerprint(shard)) for shard in shards}
     todo = [shard for shard in shards if states[shard] != "done"]
     report = AlignReport(settings.out.name, len(shards), len(shards) - len(todo))
     report.ignored_files = job.plan.ignored
@@ -395,7 +427,7 @@ def run_shard(
     artifact.write_table(failed, artifact.failures_table(failures))
     marker = {
         "shard": shard,
-        "fingerprint": job.manifest["fingerprint"],
+        "fingerprint": job.fingerprint(shard),
         "rows": writer.rows,
         "bytes": target.stat().st_size,
         "sha256": artifact.file_sha256(target),
@@ -461,7 +493,7 @@ def _ahead(
 
 
 def read_clip(
-    item: plan.VideoItem, path: Path, count: int, preprocess: Callable[[Image.Image], Tensor]
+    item: plan.VideoItem, path: Path | decode.Source, count: int, preprocess: Callable[[Image.Image], Tensor]
 ) -> Decoded:
     """Decode and preprocess one video exactly as open_clip prepares pictures; a bad video is a Failure."""
     try:

@@ -52,7 +52,9 @@ def status(out: Path) -> Status:
     """
     manifest = artifact.read_manifest(out)
     shards = range(manifest["num_shards"])
-    states = [artifact.shard_state(out, shard, manifest["fingerprint"]) for shard in shards]
+    states = [
+        artifact.shard_state(out, shard, artifact.shard_fingerprint(manifest, shard)) for shard in shards
+    ]
     done = [shard for shard in shards if states[shard] == "done"]
     markers = [artifact.read_marker(out, shard) or {} for shard in done]
     failures = Counter(f"{row['stage']} ({row['error']})" for row in artifact.all_failures(out))
@@ -74,10 +76,11 @@ def verify(out: Path) -> list[str]:
     problems = _check_manifest(out, manifest)
     if problems:
         return problems
-    videos = artifact.read_videos(out).to_pylist()
-    for shard in range(manifest["num_shards"]):
-        planned = [row["video_id"] for row in videos if row["shard"] == shard]
-        problems += [f"shard {shard}: {text}" for text in _check_shard(out, shard, planned, manifest)]
+    planned: dict[int, list[str]] = {shard: [] for shard in range(manifest["num_shards"])}
+    for row in artifact.read_videos(out).select(["video_id", "shard"]).to_pylist():
+        planned[row["shard"]].append(row["video_id"])
+    for shard, videos in planned.items():
+        problems += [f"shard {shard}: {text}" for text in _check_shard(out, shard, videos, manifest)]
     return problems
 
 
@@ -85,6 +88,12 @@ def _check_manifest(out: Path, manifest: dict[str, Any]) -> list[str]:
     problems = artifact.damaged_files(out, manifest)
     if artifact.manifest_fingerprint(manifest) != manifest["fingerprint"]:
         problems.append("manifest.json was changed: its fingerprint does not fit its content")
+    listed = manifest.get("shard_fingerprints")
+    if not problems and listed not in (
+        None,
+        artifact.shard_fingerprints(manifest, artifact.read_videos(out)),
+    ):
+        problems.append("manifest.json was changed: its shard_fingerprints do not fit the plan")
     return problems
 
 
@@ -93,8 +102,8 @@ def _check_shard(out: Path, shard: int, planned: list[str], manifest: dict[str, 
     if marker is None:
         damaged = "its marker is damaged" if (out / artifact.marker_name(shard)).exists() else "not done"
         return [f"{damaged}; run `aligner run` again"]
-    if marker["fingerprint"] != manifest["fingerprint"]:
-        return ["its marker belongs to other settings; run `aligner run` again"]
+    if marker["fingerprint"] != artifact.shard_fingerprint(manifest, shard):
+        return ["its marker belongs to other settings or other videos; run `aligner run` again"]
     rows, failures = out / artifact.shard_name(shard), out / artifact.failures_name(shard)
     hashes = {rows: marker["sha256"], failures: marker["failures_sha256"]}
     problems = []

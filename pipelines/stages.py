@@ -79,6 +79,7 @@ def align(config: PipelineConfig, layout: Layout, corpus: Path | None = None, fo
         decode_workers=section.decode_workers,
         device=config.device,
         out=layout.alignments,
+        allow_changed_videos=True,
         force=force,
     )
     try:

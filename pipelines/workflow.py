@@ -251,8 +251,8 @@ def _videos_key(section: AlignmentsSection) -> list[Any]:
     return [[vars(item), _changed_at(plan.path(item))] for item in plan.items]
 
 
-def _changed_at(path: Path) -> int | None:
-    return path.stat().st_mtime_ns if path.exists() else None
+def _changed_at(path: Any) -> int | None:
+    return path.stat().st_mtime_ns if isinstance(path, Path) and path.exists() else None
 
 
 def _aligned(layout: Layout) -> str | None:

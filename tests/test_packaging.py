@@ -22,6 +22,7 @@ PROVIDES = {
     "pyarrow": "pyarrow",
     "typer": "typer",
     "av": "av",
+    "fsspec": "fsspec",
     "numpy": "numpy",
     "pillow": "PIL",
     "rich": "rich",

@@ -45,12 +45,18 @@ def write_video(
     seed: int = 0,
     b_frames: int | None = None,
     audio_s: float = 0.0,
+    pixels: str = "yuv420p",
+    pad: int = 0,
+    options: dict[str, str] | None = None,
 ) -> Path:
-    """Encode numbered pictures at 25 fps, or at the given times in 1/1000 s; optionally with silent sound."""
+    """Encode numbered pictures at 25 fps, or at the given times in 1/1000 s; optionally with silent sound.
+
+    ``pad`` black columns and rows are added on the right and below.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
-        stream.width, stream.height, stream.pix_fmt = BITS * BLOCK, 4 * BLOCK, "yuv420p"
+        stream = container.add_stream(codec, rate=25, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = BITS * BLOCK + pad, 4 * BLOCK + pad, pixels
         stream.codec_context.gop_size = gop
         stream.codec_context.thread_count = 1
         if b_frames is not None:
@@ -59,7 +65,8 @@ def write_video(
             stream.codec_context.time_base = Fraction(1, 1000)
         sound = container.add_stream("aac", rate=8000) if audio_s else None
         for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(numbered_picture(number, seed), format="rgb24")
+            picture = np.pad(numbered_picture(number, seed), ((0, pad), (0, pad), (0, 0)))
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts = number if pts is None else pts[number]
             frame.time_base = Fraction(1, 25) if pts is None else Fraction(1, 1000)
             container.mux(stream.encode(frame))

@@ -1,5 +1,6 @@
 """Sampled frames are the right ones, upright, and bad files say what is wrong with them."""
 
+import time
 from bisect import bisect_right
 from collections.abc import Callable
 from fractions import Fraction
@@ -53,6 +54,102 @@ def test_frames_are_exact(
     steps = np.diff([frame.time_s for frame in frames])
     numbers = np.diff(expected_numbers(list(range(80)), 80, count))
     np.testing.assert_allclose(steps, numbers / 25, atol=2e-3)
+
+
+OPEN_264 = {"x264-params": "open-gop=1:keyint=10:min-keyint=10:scenecut=0:bframes=3"}
+OPEN_265 = {"x265-params": "open-gop=1:keyint=10:min-keyint=10:scenecut=0:bframes=3:log-level=none"}
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 40])
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("open.mp4", "libx264", {"options": OPEN_264}),
+        ("open.mkv", "libx264", {"options": OPEN_264}),
+        ("open.ts", "libx264", {"options": OPEN_264}),
+        ("open-hevc.mp4", "libx265", {"options": OPEN_265}),
+        ("open-hevc.mkv", "libx265", {"options": OPEN_265}),
+        ("open-hevc.ts", "libx265", {"options": OPEN_265}),
+        ("open-mpeg2.mpg", "mpeg2video", {"b_frames": 2}),
+        ("b-pyramid.mp4", "libx264", {"b_frames": 8, "options": {"b-pyramid": "normal"}}),
+        ("ten-bit.mkv", "libx264", {"pixels": "yuv420p10le"}),
+        ("ten-bit-hevc.mp4", "libx265", {"pixels": "yuv420p10le", "options": OPEN_265}),
+        ("odd.mkv", "libx264", {"pixels": "yuv444p", "pad": 1}),
+        ("odd-420.avi", "ffv1", {"pad": 3}),
+        ("vp9.webm", "libvpx-vp9", {}),
+    ],
+)
+def test_frames_are_exact_whatever_the_coding(
+    make_video: Callable,
+    number_in: Callable,
+    tmp_path: Path,
+    name: str,
+    codec: str,
+    options: dict,
+    count: int,
+) -> None:
+    path = make_video(tmp_path / name, 80, codec, **options)
+    frames = sample_frames(path, count)
+    pad = options.get("pad", 0)
+    assert {frame.rgb.shape for frame in frames} == {(64 + pad, 160 + pad, 3)}
+    numbers = [number_in(frame.rgb[:64, :160]) for frame in frames]
+    assert numbers == expected_numbers(list(range(80)), 80, count)
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_a_written_rotation_is_undone(
+    make_video: Callable, number_in: Callable, tmp_path: Path, rotation: int
+) -> None:
+    plain = make_video(tmp_path / "plain.mp4", 20, b_frames=0)
+    with av.open(str(plain)) as read, av.open(str(tmp_path / "turned.mp4"), "w") as write:
+        stream = write.add_stream_from_template(read.streams.video[0])
+        stream.set_display_rotation(rotation)
+        for packet in read.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                write.mux(packet)
+    for frame in sample_frames(tmp_path / "turned.mp4", 4):
+        assert frame.rgb.shape[:2] == ((160, 64) if rotation % 180 else (64, 160))
+        stored = upright(frame.rgb, -_rotation(tmp_path / "turned.mp4"))
+        assert number_in(stored) == expected_numbers(list(range(20)), 20, 4)[frame.index]
+
+
+def _rotation(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return next(container.decode(video=0)).rotation
+
+
+def test_times_that_run_backwards_do_not_reorder_the_pictures(
+    make_video: Callable, number_in: Callable, tmp_path: Path
+) -> None:
+    """Where times contradict the decoder its order counts: pictures run forward, times too."""
+    plain = make_video(tmp_path / "plain.mp4", 30, gop=6, b_frames=0)
+    with av.open(str(plain)) as read, av.open(str(tmp_path / "shuffled.mkv"), "w") as write:
+        stream = write.add_stream_from_template(read.streams.video[0])
+        for number, packet in enumerate(p for p in read.demux(video=0) if p.size):
+            packet.pts, packet.dts, packet.stream = 512 * (50 + 7 * number % 30), 512 * number, stream
+            write.mux(packet)
+    frames = sample_frames(tmp_path / "shuffled.mkv", 6)
+    assert [number_in(frame.rgb) for frame in frames] == [2, 7, 12, 17, 22, 27]
+    np.testing.assert_allclose(np.diff([frame.time_s for frame in frames]), 0.2, atol=2e-3)
+
+
+@pytest.mark.parametrize(("limit", "stage"), [(0.0, "open"), (0.5, "decode")])
+def test_a_video_may_take_only_so_long(
+    make_video: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float, stage: str
+) -> None:
+    path = make_video(tmp_path / "clip.mp4", 60, gop=250)
+    assert len(sample_frames(path, 4, limit_s=60.0)) == 4
+    original = decode._sample
+
+    def late(*arguments: object) -> object:
+        time.sleep(limit)
+        return original(*arguments)
+
+    monkeypatch.setattr(decode, "_sample", late)
+    with pytest.raises(DecodeError, match=f"took longer than {limit:g} s") as failure:
+        sample_frames(path, 4, limit_s=limit)
+    assert (failure.value.stage, failure.value.reason) == (stage, "timeout")
 
 
 @pytest.mark.parametrize("gop", [6, 250])
@@ -224,6 +321,22 @@ def test_damage_on_the_way_to_a_sample_fails_the_video(make_video: Callable, tmp
     with pytest.raises(DecodeError) as failure:
         sample_frames(path, 8)
     assert failure.value.stage == "decode" and failure.value.reason == "broken"
+
+
+def test_frames_that_an_avi_recorder_dropped_are_no_damage(
+    make_video: Callable, number_in: Callable, tmp_path: Path
+) -> None:
+    """Dropped frames are counted in the header and make no packet; here FFmpeg drops some before the sound."""
+    path = make_video(tmp_path / "clip.avi", 50, "mpeg4", audio_s=1.0)
+    with av.open(str(path)) as container:
+        video = container.streams.video[0]
+        assert video.frames > 50 == sum(bool(packet.size) for packet in container.demux(video))
+    numbers = [number_in(frame.rgb) for frame in sample_frames(path, 5)]
+    assert numbers == sorted(numbers) and len(set(numbers)) == 5
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(DecodeError):
+        sample_frames(path, 5)
 
 
 def test_sound_longer_than_the_picture_is_no_damage(make_video: Callable, tmp_path: Path) -> None:

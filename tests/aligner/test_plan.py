@@ -1,6 +1,10 @@
 """Planning is a function of the inputs: folders, manifests, labels, shards, refusals."""
 
 import json
+import os
+import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -8,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aligner.config import AlignerError
-from aligner.plan import Plan, VideoItem, make_plan, read_manifest
+from aligner.config import AlignerError, ChangedSettings
+from aligner.plan import Plan, VideoItem, balanced, grow, in_shards, make_plan, read_manifest
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -120,6 +124,7 @@ def test_manifests_of_every_kind_say_the_same(tmp_path: Path, kind: str) -> None
         "path": ["sub/a.mp4", "b.mp4", "gone.mp4"],
         "label": ["001", None, "x"],
         "split": ["train", "", None],
+        "seconds": [1.5, None, None],
     }
     frame, path = pd.DataFrame(content), tmp_path / f"list.{kind}"
     {
@@ -130,6 +135,7 @@ def test_manifests_of_every_kind_say_the_same(tmp_path: Path, kind: str) -> None
     plan = make_plan(path, 64)
     assert rows(plan) == [("b.mp4", None, None), ("gone.mp4", "x", None), ("sub/a.mp4", "001", "train")]
     assert plan.counts()["missing"] == 1
+    assert [item.seconds for item in plan.items] == [None, None, 1.5]
 
 
 def test_txt_manifest_and_root(tmp_path: Path) -> None:
@@ -141,6 +147,31 @@ def test_txt_manifest_and_root(tmp_path: Path) -> None:
     assert [item.video_id for item in plan.items] == ["a/1.mp4", "a/3.mp4", "b/2.mp4"]
     with pytest.raises(AlignerError, match="outside the videos' root .* --videos-root"):
         make_plan(manifest, 64)
+
+
+@pytest.mark.parametrize("escape", ["absolute", "../secret.mp4", "sub/../../secret.mp4"])
+def test_a_manifest_cannot_leave_its_root_unless_allowed(tmp_path: Path, escape: str) -> None:
+    touch(tmp_path, "secret.mp4", "root/sub/a.mp4")
+    manifest = tmp_path / "root" / "list.txt"
+    manifest.write_text(str(tmp_path / "secret.mp4") if escape == "absolute" else escape)
+    with pytest.raises(AlignerError, match="lies outside the videos' root .* --allow-outside-root"):
+        make_plan(manifest, 64)
+    plan = make_plan(manifest, 64, allow_outside_root=True)
+    assert [item.video_id for item in plan.items] == ["../secret.mp4"] and plan.missing == 0
+
+
+def test_a_link_within_the_root_is_followed(tmp_path: Path) -> None:
+    touch(tmp_path, "elsewhere/a.mp4", "root/b.mp4")
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "root" / "list.txt").write_text("link/a.mp4\n")
+    assert make_plan(tmp_path / "root" / "list.txt", 64).missing == 0
+
+
+def test_names_that_no_text_can_hold_are_counted(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "with space.mp4", "zwei\nzeilen.mp4", "größe-日本.mp4")
+    (tmp_path / os.fsdecode(b"bad-\xff.mp4")).write_bytes(b"x")
+    plan = make_plan(tmp_path, 64)
+    assert len(plan.items) == 4 and plan.ignored == {"(name is not UTF-8)": 1}
 
 
 def test_folder_with_a_root_above_keeps_labels(tmp_path: Path) -> None:
@@ -160,6 +191,9 @@ def test_folder_with_a_root_above_keeps_labels(tmp_path: Path) -> None:
         ("m.csv", "video_path\na.mp4\n", "no column 'path' but 'video_path', rename it to 'path'"),
         ("m.jsonl", '{"path": ["a.mp4", "b.mp4"]}', "row 1 has a list where one text was expected"),
         ("m.csv", "path,label\n,x\n", "row 1 has no path"),
+        ("m.csv", "path\na\0b.mp4\n", "row 1 has no path, or one that no file can have"),
+        ("m.csv", "path,seconds\na.mp4,long\n", "row 1 has seconds 'long', expected a duration"),
+        ("m.csv", "path,seconds\na.mp4,-1\n", "row 1 has seconds '-1', expected a duration"),
         ("m.csv", "path\na.mp4\n./a.mp4\n", "1 videos more than once, the first is a.mp4"),
         ("m.csv", "", "cannot be read"),
         ("m.csv", "path\n", "no videos in"),
@@ -198,13 +232,89 @@ def test_nothing_there(tmp_path: Path) -> None:
         make_plan(touch(tmp_path, "a.txt"), 64)
 
 
-@given(count=st.integers(1, 200), per_shard=st.integers(1, 70))
-def test_every_video_is_in_exactly_one_contiguous_shard(count: int, per_shard: int) -> None:
-    items = tuple(VideoItem(f"{i:04d}.mp4", None, None, 0, i // per_shard) for i in range(count))
-    plan = Plan(Path("."), items)
-    together = [item for shard in range(plan.num_shards) for item in plan.shard(shard)]
-    assert together == list(items)
-    assert all(len(plan.shard(shard)) == per_shard for shard in range(plan.num_shards - 1))
+def video(place: int, size: int, seconds: float | None = None, shard: int = 0) -> VideoItem:
+    return VideoItem(f"{place:04d}.mp4", None, None, size, shard, seconds)
+
+
+def planned(items: list[VideoItem], per_shard: int) -> Plan:
+    return Plan(Path("."), *in_shards(items, per_shard))
+
+
+SIZES = st.lists(st.integers(0, 10**9), min_size=1, max_size=200)
+
+
+@given(sizes=SIZES, per_shard=st.integers(1, 70))
+def test_every_video_is_in_exactly_one_shard_and_shards_are_balanced(
+    sizes: list[int], per_shard: int
+) -> None:
+    items = [video(place, size) for place, size in enumerate(sizes)]
+    plan = planned(items, per_shard)
+    shards = [plan.shard(shard) for shard in range(plan.num_shards)]
+    assert sorted(item.video_id for shard in shards for item in shard) == [item.video_id for item in items]
+    assert all(item.shard == number for number, shard in enumerate(shards) for item in shard)
+    assert [item.video_id for item in plan.items] == [item.video_id for item in items]
+    numbers, loads = [len(s) for s in shards], [sum(item.bytes for item in s) for s in shards]
+    assert plan.num_shards == -(-len(sizes) // per_shard)
+    assert max(numbers) <= per_shard and max(numbers) - min(numbers) <= 1
+    assert max(loads) - min(loads) <= max(sizes)
+    assert all(
+        [item.video_id for item in shard] == sorted(item.video_id for item in shard) for shard in shards
+    )
+
+
+@given(
+    videos=st.lists(st.tuples(st.floats(0.1, 1e4), st.integers(1, 10**6)), min_size=1, max_size=80),
+    per_shard=st.integers(1, 30),
+)
+def test_durations_win_over_bytes(videos: list[tuple[float, int]], per_shard: int) -> None:
+    items = [video(place, size, seconds) for place, (seconds, size) in enumerate(videos)]
+    plan = planned(items, per_shard)
+    loads = [sum(item.seconds for item in plan.shard(shard)) for shard in range(plan.num_shards)]
+    assert max(loads) - min(loads) <= max(seconds for seconds, _ in videos) * (1 + 1e-9)
+
+
+def test_bytes_stand_in_for_unknown_durations_at_the_average_rate() -> None:
+    """1000 bytes a second: the file of 9000 bytes weighs as much as 9 s, not as 9000."""
+    plan = planned([video(0, 9000), video(1, 10_000, 10.0), video(2, 1000, 1.0), video(3, 0)], 2)
+    assert [item.shard for item in plan.items] == [1, 0, 1, 0]
+
+
+@given(old=SIZES, new=SIZES, per_shard=st.integers(1, 70))
+def test_a_plan_grows_without_touching_what_it_had(old: list[int], new: list[int], per_shard: int) -> None:
+    items = [video(place, size) for place, size in enumerate(old)]
+    # Every other new video sorts before the old ones.
+    more = [replace(video(n, size), video_id=f"{'az'[n % 2]}/{n}.mp4") for n, size in enumerate(new)]
+    before = planned(items, per_shard)
+    found = planned(sorted([*items, *more], key=lambda item: item.video_id), per_shard)
+    after = grow(found, before, per_shard)
+    assert [after.shard(shard) for shard in range(before.num_shards)] == [
+        before.shard(shard) for shard in range(before.num_shards)
+    ]
+    assert {item.video_id for item in after.items} == {item.video_id for item in found.items}
+    assert list(after.items) == sorted(after.items, key=lambda item: item.video_id)
+    added = [after.shard(shard) for shard in range(before.num_shards, after.num_shards)]
+    assert sum(map(len, added)) == len(new) == after.grown and max(map(len, added)) <= per_shard
+    assert grow(found, after, per_shard).items == after.items
+
+
+def test_removed_and_changed_videos_are_refused_by_name_or_allowed() -> None:
+    before = planned([video(place, 5) for place in range(4)], 1)
+    found = planned([video(0, 5), video(2, 6), video(3, 5, 9.0), video(4, 5)], 1)
+    with pytest.raises(ChangedSettings, match=r"removed: 0001.mp4\n.*size.*: 0002.mp4\n.*--allow-changed"):
+        grow(found, before, 1)
+    after = grow(found, before, 1, allow_changed=True)
+    shards = {item.video_id: item.shard for item in after.items}
+    had = {item.video_id: item.shard for item in before.items}
+    assert shards == {**{name: had[name] for name in shards if name in had}, "0004.mp4": 4}
+    assert after.shard(had["0001.mp4"]) == [] and after.num_shards == 5
+
+
+@pytest.mark.slow
+def test_a_million_videos_are_planned_quickly() -> None:
+    start = time.perf_counter()
+    shards = balanced([float(place * 7919 % 10_007) for place in range(1_000_000)], 15_625)
+    assert time.perf_counter() - start < 30
+    assert max(Counter(shards).values()) == 64
 
 
 def test_order_of_the_manifest_does_not_matter(tmp_path: Path) -> None:
@@ -216,7 +326,7 @@ def test_order_of_the_manifest_does_not_matter(tmp_path: Path) -> None:
 
 @pytest.mark.shared
 def test_shared_manifest(shared: Path) -> None:
-    found = dict((path, label) for path, label, _ in read_manifest(shared / "videos" / "manifest.csv")[0])
+    found = {row.path: row.label for row in read_manifest(shared / "videos" / "manifest.csv")[0]}
     assert found["arm_wrestling.mp4"] == "arm wrestling" and found["city_bikes.mp4"] is None
     assert len(make_plan(shared / "videos", 64).items) == 6
     assert json.dumps(make_plan(shared / "videos" / "manifest.csv", 64).counts()["ignored"]) == "{}"

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import open_clip
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -44,7 +46,9 @@ def test_a_run_makes_what_it_says(settings: Callable) -> None:
     assert (config.out / "entities.parquet").read_bytes() == (config.corpus / "entities.parquet").read_bytes()
     table = pq.read_table([config.out / artifact.shard_name(shard) for shard in range(3)])
     assert len(table) == 7 * 3 * 13
-    assert table["video_id"].unique().to_pylist() == artifact.read_videos(config.out)["video_id"].to_pylist()
+    videos = artifact.read_videos(config.out)
+    assert sorted(table["video_id"].unique().to_pylist()) == videos["video_id"].to_pylist()
+    assert Counter(videos["shard"].to_pylist()) == {0: 3, 1: 2, 2: 2}
     assert artifact.read_videos(config.out)["label"].to_pylist() == ["jump"] * 3 + ["run"] * 4
 
 
@@ -148,12 +152,98 @@ def test_another_corpus_or_plan_is_refused_and_force_starts_over(
         run.prepare(settings(videos=videos, corpus=other))
     make_video(videos / "b.mp4", 5)
     make_video(videos / "a.mp4", 9)
-    with pytest.raises(ChangedSettings, match="videos: 1 added, 0 removed, 1 with another size"):
+    with pytest.raises(ChangedSettings, match="0 videos of the plan were removed and 1 changed:\n.* a.mp4"):
         run.prepare(settings(videos=videos))
     report = run.run(settings(videos=videos, corpus=other, frames=2, force=True))
     assert report.ok == 2 and verify(settings().out) == []
     with pytest.raises(AlignerError, match="aligner plan --force"):
         run.prepare(settings(force=True, num_shards=2))
+
+
+def test_more_videos_make_more_shards_and_leave_the_old_ones(
+    settings: Callable, make_video: Callable, tmp_path: Path
+) -> None:
+    videos = tmp_path / "videos"
+    for place in range(5):
+        make_video(videos / f"m{place}.mp4", 6 + place, seed=place)
+    config = settings(videos=videos)
+    assert run.run(config).done_shards == 2
+    before = shard_bytes(config.out)
+    stamps = {name: (config.out / name).stat().st_mtime_ns for name in before}
+    fingerprint = artifact.read_manifest(config.out)["fingerprint"]
+    for name in ("a", "z"):
+        make_video(videos / f"{name}.mp4", 7)
+    with pytest.raises(AlignerError, match="has to grow by 2 videos, .* run `aligner plan`"):
+        run.prepare(settings(videos=videos, num_shards=2))
+    report = run.run(config)
+    assert (report.skipped_shards, report.done_shards, report.ok, report.exit_code) == (2, 1, 7, 0)
+    assert [text for text in report.warnings if text.startswith("2 new videos joined the plan")]
+    assert {name: (config.out / name).stat().st_mtime_ns for name in before} == stamps
+    assert before.items() < shard_bytes(config.out).items()
+    manifest = artifact.read_manifest(config.out)
+    assert (manifest["videos"], manifest["num_shards"]) == (7, 3) and manifest["fingerprint"] != fingerprint
+    assert verify(config.out) == [] and status(config.out).complete
+    assert len(artifact.read_video(config.out, "a.mp4")) == 3 * 13
+    again = run.run(settings(videos=videos, num_shards=2, shard_index=1))
+    assert again.done_shards == 0 and not again.warnings
+
+
+def test_allowed_changes_cost_their_shards_only(
+    settings: Callable, make_video: Callable, tmp_path: Path
+) -> None:
+    videos = tmp_path / "videos"
+    for place in range(4):
+        make_video(videos / "run" / f"{place}.mp4", 6 + place, seed=place)
+    config = settings(videos=videos, videos_per_shard=1)
+    run.run(config)
+    shard_of = {row["video_id"]: row["shard"] for row in artifact.read_videos(config.out).to_pylist()}
+    (videos / "run" / "0.mp4").unlink()
+    make_video(videos / "run" / "1.mp4", 20)
+    changed = replace(config, allow_changed_videos=True)
+    report = run.run(changed)
+    assert (report.done_shards, report.skipped_shards, report.ok) == (2, 2, 3)
+    assert verify(config.out) == []
+    assert artifact.read_marker(config.out, shard_of["run/0.mp4"])["counts"]["planned"] == 0
+    assert len(artifact.read_video(config.out, "run/1.mp4")) == 3 * 13
+    # Another label is another plan, but not another row.
+    (videos / "list.csv").write_text("path,label\n" + "".join(f"run/{n}.mp4,walk\n" for n in (1, 2, 3)))
+    labelled = run.run(replace(changed, videos=videos / "list.csv"))
+    assert labelled.done_shards == 0 and verify(config.out) == []
+    assert artifact.read_videos(config.out)["label"].to_pylist() == ["walk"] * 3
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_kill_between_plan_and_manifest_is_survived(
+    settings: Callable, make_video: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    videos = tmp_path / "videos"
+    for place in range(4):
+        make_video(videos / f"{place}.mp4", 6 + place, seed=place)
+    config = settings(videos=videos, allow_changed_videos=allowed)
+    run.run(config)
+    make_video(videos / "new.mp4", 9)
+    if allowed:
+        make_video(videos / "0.mp4", 20)
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "make_manifest", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run.prepare(config)
+    assert verify(config.out) == [
+        "videos.parquet is not the file that the manifest describes (sha256 differs)"
+    ]
+    assert run.run(config).ok == 5 and verify(config.out) == []
+    assert artifact.read_manifest(config.out)["num_shards"] == 3
+
+
+def test_a_plan_of_somebody_else_is_refused(settings: Callable) -> None:
+    config = settings()
+    run.run(config)
+    table = artifact.read_videos(config.out)
+    artifact.write_table(
+        config.out / artifact.VIDEOS, table.set_column(3, "bytes", pc.add(table["bytes"], 1))
+    )
+    with pytest.raises(AlignerError, match="is damaged: videos.parquet is not the file .* --force"):
+        run.prepare(config)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -241,18 +331,21 @@ def test_a_video_the_encoder_cannot_digest_is_a_failure_row(
 ) -> None:
     config = settings()
     job = run.prepare(config)
-    poisoned = run.read_clip
+    poisoned, poisoned_shards = run.read_clip, []
 
     def poison(item: object, *rest: object) -> object:
         clip = poisoned(item, *rest)
         if item.video_id == "run/0.mp4":
+            poisoned_shards.append(item.shard)
             clip.pixels.fill_(float("nan"))
         return clip
 
     monkeypatch.setattr(run, "read_clip", poison)
-    marker = run.run_shard(job, 1)
-    assert marker["counts"] == {"planned": 3, "ok": 2, "failed": 1}
-    assert artifact.read_failures(config.out, 1)[0]["stage"] == "encode"
+    counts = [run.run_shard(job, shard)["counts"] for shard in range(3)]
+    shard = poisoned_shards[0]
+    assert [count["failed"] for count in counts] == [int(number == shard) for number in range(3)]
+    assert sum(count["ok"] for count in counts) == 6
+    assert artifact.read_failures(config.out, shard)[0]["stage"] == "encode"
 
 
 def test_too_much_merging_warns(settings: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,9 @@ def test_every_damage_is_listed(done: Path) -> None:
     problems = verify(done)
     assert "shard 0: shard-00000.parquet was changed or damaged (sha256 differs from the marker)" in problems
     assert "shard 1: not done; run `aligner run` again" in problems
-    assert "shard 2: its marker belongs to other settings; run `aligner run` again" in problems
+    assert (
+        "shard 2: its marker belongs to other settings or other videos; run `aligner run` again" in problems
+    )
 
 
 def test_damage_in_a_page_is_named_by_its_checksum(done: Path) -> None:
@@ -52,18 +54,43 @@ def test_damage_in_a_page_is_named_by_its_checksum(done: Path) -> None:
 def test_missing_files_and_a_changed_manifest(done: Path) -> None:
     (done / artifact.failures_name(0)).unlink()
     (done / artifact.shard_name(1)).unlink()
+    lost = next(row["video_id"] for row in artifact.read_videos(done).to_pylist() if row["shard"] == 1)
     with pytest.raises(AlignerError, match="shard-00001.parquet cannot be read; `aligner verify"):
-        region_lines(done, "run/0.mp4")
+        region_lines(done, lost)
     assert verify(done) == [
         "shard 0: failures-00000.parquet is missing",
         "shard 1: shard-00001.parquet is missing",
     ]
+    edit(done / "manifest.json", lambda manifest: manifest["shard_fingerprints"].reverse())
+    assert verify(done) == ["manifest.json was changed: its shard_fingerprints do not fit the plan"]
     edit(done / "manifest.json", lambda manifest: manifest["config"].update(frames=9))
     (done / "entities.parquet").write_bytes(b"")
     assert verify(done) == [
         "entities.parquet is not the file that the manifest describes (sha256 differs)",
         "manifest.json was changed: its fingerprint does not fit its content",
     ]
+
+
+def test_a_folder_of_version_1_is_still_read(done: Path) -> None:
+    """Version 1 had one fingerprint for all shards, and no durations in the plan."""
+    table = artifact.read_videos(done)
+    artifact.write_table(
+        done / artifact.VIDEOS, table.select(["video_id", "label", "split", "bytes", "shard"])
+    )
+    (done / "manifest.json").write_text(
+        json.dumps(
+            {
+                name: value
+                for name, value in artifact.read_manifest(done).items()
+                if name not in ("settings_fingerprint", "shard_fingerprints")
+            }
+            | {"schema_version": 1, "fingerprint": "f"}
+        )
+    )
+    assert status(done).shards == {"stale": 3}
+    for shard in range(3):
+        edit(done / artifact.marker_name(shard), lambda marker: marker.update(fingerprint="f"))
+    assert status(done).complete and artifact.read_videos(done).equals(table)
 
 
 def test_a_marker_that_does_not_cover_the_plan(done: Path) -> None:

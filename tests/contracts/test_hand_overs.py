@@ -15,7 +15,7 @@ from aligner import artifact as alignments_artifact
 from aligner.config import AlignConfig, AlignerError
 from aligner.corpus import load_corpus
 from aligner.encoder import load_clip
-from aligner.run import run
+from aligner.run import prepare, run
 from corpus_builder.artifact import open_corpus
 from corpus_builder.build import Inputs, build_corpus, build_labels
 from corpus_builder.config import CorpusConfig
@@ -100,6 +100,34 @@ def test_aligner_refuses_a_corpus_of_another_model(
 ) -> None:
     with pytest.raises(AlignerError, match="corpus-builder build"):
         run(AlignConfig(videos=alignments.parent, corpus=corpus, model=other_clip, out=tmp_path / "out"))
+
+
+def test_adapter_reads_a_plan_that_grew_and_refuses_one_not_yet_filled(
+    corpus: Path, tiny_clip: str, tmp_path: Path
+) -> None:
+    root, out = tmp_path / "videos", tmp_path / "out"
+    config = AlignConfig(
+        videos=root, corpus=corpus, model=tiny_clip, frames=2, merge=3, top_k=3, out=out, device="cpu"
+    )
+    seen = []
+    for number, name in enumerate(("m", "a", "z")):
+        write_video(root / f"{name}.mp4", frames_of(ACTION_BY_LABEL[LABELS[0]], (0, number), 6, 48))
+        if number:
+            prepare(config)
+            with pytest.raises(AdapterError, match=f"1 of {number + 1} shards are not done"):
+                open_alignments(out)
+        run(config)
+        seen.append(open_alignments(out))
+    assert [sorted(opened.index) for opened in seen] == [
+        ["m.mp4"],
+        ["a.mp4", "m.mp4"],
+        ["a.mp4", "m.mp4", "z.mp4"],
+    ]
+    assert len({opened.fingerprint for opened in seen}) == 3
+    marker = out / alignments_artifact.marker_name(0)
+    marker.write_text((out / alignments_artifact.marker_name(1)).read_text())
+    with pytest.raises(AdapterError, match="other settings or videos than its manifest"):
+        open_alignments(out)
 
 
 def test_adapter_reads_what_the_aligner_wrote(alignments: Path) -> None:
