@@ -82,6 +82,13 @@ SCENES = frozenset(
 )
 """Synsets whose kinds are places to be in, whatever lexicographer file they are in."""
 
+SPORTS = frozenset({"game.n.01", "game.n.03", "sport.n.01"})
+"""Synsets whose kinds are played."""
+
+# How far the verbs above a word are followed: further senses are rare, and higher verbs ask for anything.
+VERB_SENSES, VERB_DEPTH = 2, 1
+GENERAL_VERBS = frozenset({"use", "put"})
+
 # Plurals that WordNet lists as nouns of their own (dental "teeth"); any other exception is left to morphy.
 _OWN_PLURALS = frozenset("teeth feet men women children mice geese".split())
 
@@ -96,6 +103,9 @@ class Sense:
 
     ``rank`` counts from 0, the most frequent. ``signature`` holds the texts that speak of the sense: its
     gloss, examples and lemma names, and the glosses and names of its hypernyms, hyponyms, parts and topic.
+    ``kinds`` names the synsets it is a kind of, itself included, and those that its topics are; ``count`` is
+    how often the form had this sense in the texts WordNet was counted in; ``verb`` is the rank of the verb
+    sense that it is derived from, the lowest of several, None of none.
     """
 
     name: str
@@ -104,6 +114,9 @@ class Sense:
     lexname: str
     rank: int
     signature: tuple[str, ...] = ()
+    kinds: frozenset[str] = frozenset()
+    count: int = 0
+    verb: int | None = None
 
 
 _OPEN: dict[str, "Lexicon"] = {}
@@ -171,6 +184,7 @@ class Lexicon:
         self._forms: dict[str, tuple[str, ...]] = {}
         self._senses: dict[str, tuple[Sense, ...]] = {}
         self._irregular = self._read_irregular()
+        self._counts = self._read_counts()
 
     def sha256(self) -> str:
         """Hash of the noun data, the part of WordNet that decides a corpus."""
@@ -241,17 +255,29 @@ class Lexicon:
         return any(sense.lexname in ACTION_FILES for sense in self.senses(phrase)[:1])
 
     def activity(self, word: str) -> tuple[Sense, ...]:
-        """Senses of the activity a verb form stands for, its -ing form before others, or none.
+        """Senses of the activity a word stands for: its own as a noun, its -ing form's, what its verb gives.
 
-        ``swimming`` is a noun itself; ``eat`` goes by ``eating``; ``applauding`` by what WordNet derives
-        from the verb.
+        ``swimming`` and ``jump`` are nouns themselves; ``eat`` goes by ``eating``; ``applauding`` by what WordNet
+        derives from the verb.
         """
         verb = self.verb_lemma(word) or word
-        for form in (*([word] if self.is_gerund(word) else _gerunds(verb)), word):
-            acts = tuple(sense for sense in self.senses(form) if sense.lexname in ACTION_FILES)
-            if acts:
-                return tuple(replace(act, rank=rank) for rank, act in enumerate(acts))
-        return self._derived(verb, word, ACTION_FILES) or self._derived(verb, word, SEEN_DEEDS)
+        found: dict[str, Sense] = {}
+        for form in (word, *(() if self.is_gerund(word) else _gerunds(verb))):
+            for sense in self.senses(form):
+                if sense.lexname in ACTION_FILES:
+                    found.setdefault(sense.name, replace(sense, rank=len(found)))
+        return tuple(found.values()) or self._derived(verb, ACTION_FILES) or self._derived(verb, SEEN_DEEDS)
+
+    def asks(self, word: str) -> frozenset[str]:
+        """Words for what is done under that word: the verbs that it is a kind of, itself included (sip: drink).
+
+        Also ``sport`` if the word is a noun for a game.
+        """
+        verbs = [s for s in self._reader.synsets(word, "v")[:VERB_SENSES] if word in s.lemma_names()]
+        above = [s for verb in verbs for s in (verb, *verb.closure(lambda s: s.hypernyms(), depth=VERB_DEPTH))]
+        game = any(SPORTS & sense.kinds for sense in self.senses(word)[:1])
+        names = {verb.name().split(".")[0] for verb in above}
+        return frozenset({word, *(names - GENERAL_VERBS), *(("sport",) if game else ())})
 
     def is_deed(self, word: str) -> bool:
         """Whether a noun is about as much a verb and may name an act (``swing``)."""
@@ -303,6 +329,11 @@ class Lexicon:
         with self._reader.open("noun.exc") as stream:
             rows = [line.split() for line in stream.read().splitlines()]
         return {row[0]: row[1] for row in rows if len(row) > 1}
+
+    def _read_counts(self) -> dict[str, int]:
+        with self._reader.open("cntlist.rev") as stream:
+            rows = [line.split() for line in stream.read().splitlines()]
+        return {key: int(count) for key, _, count in rows}
 
     def _noun_forms(self, phrase: str) -> tuple[str, ...]:
         if phrase not in self._forms:
@@ -364,17 +395,29 @@ class Lexicon:
         texts += [text for other in near for text in (other.definition(), *other.lemma_names())]
         texts += [name for other in synset.hyponyms() for name in other.lemma_names()]
         signature = tuple(text.replace("_", " ") for text in texts)
-        return Sense(synset.name(), form, synset.definition(), synset.lexname(), rank, signature)
+        kinds = frozenset().union(*(self.within(s.name()) for s in (synset, *synset.topic_domains())))
+        named = [lemma for lemma in synset.lemmas() if lemma.name().replace("_", " ").lower() == form.lower()]
+        count = sum(self._counts.get(lemma.key(), 0) for lemma in named)
+        definition, lexname = synset.definition(), synset.lexname()
+        verb = self._verb_rank(synset)
+        return Sense(synset.name(), form, definition, lexname, rank, signature, kinds, count, verb)
 
-    def _derived(self, verb: str, word: str, files: tuple[str, ...]) -> tuple[Sense, ...]:
+    def _verb_rank(self, synset: Any) -> int | None:
+        related = (other for lemma in synset.lemmas() for other in lemma.derivationally_related_forms())
+        verbs = [lemma for lemma in related if lemma.synset().pos() == "v"]
+        ranks = [self._reader.synsets(verb.name(), "v").index(verb.synset()) for verb in verbs]
+        return min(ranks, default=None)
+
+    def _derived(self, verb: str, files: tuple[str, ...]) -> tuple[Sense, ...]:
         found: dict[str, Sense] = {}
         for synset in self._reader.synsets(verb, "v"):
             for lemma in synset.lemmas():
                 if lemma.name() != verb:
                     continue
-                for other in (form.synset() for form in lemma.derivationally_related_forms()):
-                    if other.lexname() in files:
-                        found.setdefault(other.name(), self._describe(other, word, len(found)))
+                for form in lemma.derivationally_related_forms():
+                    if form.synset().lexname() in files:
+                        sense = self._describe(form.synset(), form.name().replace("_", " "), len(found))
+                        found.setdefault(sense.name, sense)
         return tuple(found.values())
 
 
