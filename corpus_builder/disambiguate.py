@@ -39,6 +39,7 @@ HEAD_WEIGHT = 0.75
 WORD_WEIGHT = 0.4
 CUE_WEIGHT = 2.0
 BOTH_WEIGHT = 0.5
+ASKED_PRIOR = 0.3
 ACT_WEIGHT = 1.5
 DEED_WEIGHT = 0.5
 VERB_WEIGHT = 0.5
@@ -86,6 +87,7 @@ ACTION_CUES: dict[str, Cue] = {
     **_cues(
         "swing hit catch throw kick dribble dunk bounce toss juggle",
         kinds="ball.n.01 sports_equipment.n.01 plaything.n.01 weapon.n.01",
+        words="game sport ball",
     ),
     **_cues("use operate install assemble repair fix", kinds="instrumentality.n.03"),
     **_cues("dance", words="dance dancing ballroom music"),
@@ -179,7 +181,7 @@ def _scores(
         asked = max((_answer(sense, cue, own) for cue in cues), default=0.0)
         prior = _prior(sense, act)
         # what an action asks for is there to be seen, whatever WordNet files it under
-        prior = asked + max(prior, 0.0) if asked else prior
+        prior = asked + max(prior, ASKED_PRIOR) if asked else prior
         overlap = _overlap((text & around) - own, shared, len(senses))
         # a plural that WordNet lists by itself means more than its singular's plural: glasses
         heads = _heads(sense) or (len(most) > 1 and sense.form == phrase)

@@ -87,6 +87,7 @@ SPORTS = frozenset({"game.n.01", "game.n.03", "sport.n.01"})
 
 # How far the verbs above a word are followed: further senses are rare, and higher verbs ask for anything.
 VERB_SENSES, VERB_DEPTH = 2, 1
+MIN_PART = 2
 GENERAL_VERBS = frozenset({"use", "put"})
 
 # Plurals that WordNet lists as nouns of their own (dental "teeth"); any other exception is left to morphy.
@@ -247,8 +248,8 @@ class Lexicon:
         return len(self._reader.synsets(word, "a")) > len(self._reader.synsets(word, "n"))
 
     def is_concrete(self, phrase: str) -> bool:
-        """Whether one of the two most frequent senses of a phrase is a thing that can be pointed at."""
-        return any(sense.lexname in CONCRETE_FILES for sense in self.senses(phrase)[:2])
+        """Whether one of the three most frequent senses of a phrase is a thing that can be pointed at."""
+        return any(sense.lexname in CONCRETE_FILES for sense in self.senses(phrase)[:3])
 
     def is_action(self, phrase: str) -> bool:
         """Whether the most frequent sense of a phrase is an act or an event."""
@@ -349,7 +350,17 @@ class Lexicon:
                 if form in _OWN_PLURALS and form in self._irregular:
                     return (self._irregular[form],)
                 return (form, *(self._singulars(form) if form == written else ()))
-        return self._find_deed(words) if len(words) > 1 else ()
+        return self._find_deed(words) if len(words) > 1 else self._find_parts(words[0])
+
+    def _find_parts(self, word: str) -> tuple[str, ...]:
+        """``pullup`` by ``pull-up``: a word that WordNet writes as two, each known by itself."""
+        for cut in range(MIN_PART, len(word) - MIN_PART + 1):
+            parts = word[:cut], word[cut:]
+            if all(self._reader.synsets(part) for part in parts):
+                forms = [self._reader.morphy(join.join(parts), "n") for join in "_-"]
+                if any(forms):
+                    return (next(filter(None, forms)),)
+        return ()
 
     def _find_deed(self, words: list[str]) -> tuple[str, ...]:
         """``bench pressing`` by ``bench press``, if that is something done; ``car parking`` is no car park."""
