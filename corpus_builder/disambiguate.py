@@ -1,16 +1,19 @@
 """A phrase, its candidate senses and the words around it -> one sense and how sure the choice is. Pure.
 
 Class names are too short for the plain Lesk overlap ("shoot bow" shares no word with any gloss of *bow*),
-so the default weighs three things: the overlap of a sense's wider texts with the context, widened by what
-an action is usually done with; how frequent the sense is; and whether a camera could see it. Terms of the
-score::
+so the default weighs three things: the overlap of a sense's wider texts with the context, and what the
+action asks of its object; how frequent the sense is; and whether a camera could see it. Terms of the score::
 
-    up to 1.0 per shared word, the more the fewer senses share it         overlap
-    2.0 if the action asks for such a sense, 2.5 by both file and gloss   cue
-    +1 visual, +0.5 people and places, -1 abstract                        prior
-    1.5 for an act, 2.0 for "the act of ...", where acts are meant        prior
-    -0.3 log2(rank + 1)                                                   prior
-    0.3, or 0.75 for several words, if the sense is headed by them        prior
+    up to 1.0 per shared word, the more the fewer senses share it             overlap
+    2.0 if the action asks for such a sense, 2.5 by both file or kind and gloss   cue
+    from +1.2 (food) and +1 (things, animals) to -1 (abstract), by file       prior
+    1.5 for an act, 2.0 for "the act of ...", where acts are meant            prior
+    -0.15 log2(rank + 1), 0.2 ln((count + 1) / (highest count + 1))           frequency
+    0.4, or 0.75 for several words, if the sense is headed by them            frequency
+
+Ranks and counts are WordNet's own; a count is compared with those of the same form only. What an action asks
+for is a short list (``ACTION_CUES``) that WordNet widens: a verb asks what the verbs above it ask, and
+a thing answers by what it is a kind of.
 """
 
 import math
@@ -42,7 +45,6 @@ BOTH_WEIGHT = 0.5
 ASKED_PRIOR = 0.3
 ACT_WEIGHT = 1.5
 DEED_WEIGHT = 0.5
-VERB_WEIGHT = 0.5
 
 STOP_WORDS = frozenset(
     """a an and are as at be been by for from has have in into is it its of on or that the their them this
@@ -91,7 +93,10 @@ ACTION_CUES: dict[str, Cue] = {
     ),
     **_cues("use operate install assemble repair fix", kinds="instrumentality.n.03"),
     **_cues("dance", words="dance dancing ballroom music"),
-    **_cues("sport shot penalty pitch serve bowl bowling", kinds="game.n.01 game.n.03 sport.n.01 game_equipment.n.01 sports_equipment.n.01"),
+    **_cues(
+        "sport shot penalty pitch serve bowl bowling",
+        kinds="game.n.01 game.n.03 sport.n.01 game_equipment.n.01 sports_equipment.n.01",
+    ),
 }
 """Actions, as lemmas, and what is commonly their object; ``sport`` stands for any game that is named."""
 
@@ -205,13 +210,8 @@ def _answer(sense: Sense, cue: Cue, own: frozenset[str]) -> float:
 def _prior(sense: Sense, act: bool) -> float:
     lexname = sense.lexname
     if act and lexname in ACTION_FILES:
-        return ACT_WEIGHT + DEED_WEIGHT * sense.gloss.startswith("the act of") + _verbal(sense)
+        return ACT_WEIGHT + DEED_WEIGHT * sense.gloss.startswith("the act of")
     return FILE_PRIORS.get(lexname, 0.0)
-
-
-def _verbal(sense: Sense) -> float:
-    """What is done is what the verb means most: to run is to go on foot, and a run is that."""
-    return 0.0 if sense.verb is None else VERB_WEIGHT / (1 + sense.verb)
 
 
 def _frequency(sense: Sense, heads: bool, most: int) -> float:

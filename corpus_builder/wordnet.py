@@ -85,10 +85,14 @@ SCENES = frozenset(
 SPORTS = frozenset({"game.n.01", "game.n.03", "sport.n.01"})
 """Synsets whose kinds are played."""
 
-# How far the verbs above a word are followed: further senses are rare, and higher verbs ask for anything.
-VERB_SENSES, VERB_DEPTH = 2, 1
-MIN_PART = 2
+ASKING_SENSES = 2
+"""How many senses of a verb tell what it asks of its object; further ones are rare."""
+
 GENERAL_VERBS = frozenset({"use", "put"})
+"""Verbs that ask for this or that thing only where they are written: exercise is filed under them too."""
+
+MIN_PART = 2
+"""Letters that a part of a word written as two has at least."""
 
 # Plurals that WordNet lists as nouns of their own (dental "teeth"); any other exception is left to morphy.
 _OWN_PLURALS = frozenset("teeth feet men women children mice geese".split())
@@ -105,8 +109,7 @@ class Sense:
     ``rank`` counts from 0, the most frequent. ``signature`` holds the texts that speak of the sense: its
     gloss, examples and lemma names, and the glosses and names of its hypernyms, hyponyms, parts and topic.
     ``kinds`` names the synsets it is a kind of, itself included, and those that its topics are; ``count`` is
-    how often the form had this sense in the texts WordNet was counted in; ``verb`` is the rank of the verb
-    sense that it is derived from, the lowest of several, None of none.
+    how often the form had this sense in the texts that WordNet's senses were counted in.
     """
 
     name: str
@@ -117,7 +120,6 @@ class Sense:
     signature: tuple[str, ...] = ()
     kinds: frozenset[str] = frozenset()
     count: int = 0
-    verb: int | None = None
 
 
 _OPEN: dict[str, "Lexicon"] = {}
@@ -274,10 +276,9 @@ class Lexicon:
 
         Also ``sport`` if the word is a noun for a game.
         """
-        verbs = [s for s in self._reader.synsets(word, "v")[:VERB_SENSES] if word in s.lemma_names()]
-        above = [s for verb in verbs for s in (verb, *verb.closure(lambda s: s.hypernyms(), depth=VERB_DEPTH))]
+        verbs = [s for s in self._reader.synsets(word, "v")[:ASKING_SENSES] if word in s.lemma_names()]
+        names = {s.name().split(".")[0] for verb in verbs for s in (verb, *verb.hypernyms())}
         game = any(SPORTS & sense.kinds for sense in self.senses(word)[:1])
-        names = {verb.name().split(".")[0] for verb in above}
         return frozenset({word, *(names - GENERAL_VERBS), *(("sport",) if game else ())})
 
     def is_deed(self, word: str) -> bool:
@@ -410,14 +411,7 @@ class Lexicon:
         named = [lemma for lemma in synset.lemmas() if lemma.name().replace("_", " ").lower() == form.lower()]
         count = sum(self._counts.get(lemma.key(), 0) for lemma in named)
         definition, lexname = synset.definition(), synset.lexname()
-        verb = self._verb_rank(synset)
-        return Sense(synset.name(), form, definition, lexname, rank, signature, kinds, count, verb)
-
-    def _verb_rank(self, synset: Any) -> int | None:
-        related = (other for lemma in synset.lemmas() for other in lemma.derivationally_related_forms())
-        verbs = [lemma for lemma in related if lemma.synset().pos() == "v"]
-        ranks = [self._reader.synsets(verb.name(), "v").index(verb.synset()) for verb in verbs]
-        return min(ranks, default=None)
+        return Sense(synset.name(), form, definition, lexname, rank, signature, kinds, count)
 
     def _derived(self, verb: str, files: tuple[str, ...]) -> tuple[Sense, ...]:
         found: dict[str, Sense] = {}
