@@ -278,7 +278,7 @@ class Lexicon:
         """
         verbs = [s for s in self._reader.synsets(word, "v")[:ASKING_SENSES] if word in s.lemma_names()]
         names = {s.name().split(".")[0] for verb in verbs for s in (verb, *verb.hypernyms())}
-        game = any(SPORTS & sense.kinds for sense in self.senses(word)[:1])
+        game = any(SPORTS & self.within(sense.name) for sense in self.senses(word)[:1])
         return frozenset({word, *(names - GENERAL_VERBS), *(("sport",) if game else ())})
 
     def is_deed(self, word: str) -> bool:
