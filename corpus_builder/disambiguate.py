@@ -1,35 +1,48 @@
 """A phrase, its candidate senses and the words around it -> one sense and how sure the choice is. Pure.
 
 Class names are too short for the plain Lesk overlap ("shoot bow" shares no word with any gloss of *bow*),
-so the default weighs three things: the overlap of a sense's wider texts with the context, widened by what
-an action is usually done with; how frequent the sense is; and whether a camera could see it. Terms of the
-score::
+so the default weighs three things: the overlap of a sense's wider texts with the context, and what the
+action asks of its object; how frequent the sense is; and whether a camera could see it. Terms of the score::
 
-    up to 1.0 per shared word, the more the fewer senses share it         overlap
-    2.0 if the action asks for such a sense, 2.5 by both file and gloss   cue
-    +1 visual, +0.5 people and places, -1 abstract                        prior
-    1.5 for an act, 2.0 for "the act of ...", where acts are meant        prior
-    -0.3 log2(rank + 1)                                                   prior
-    0.3, or 0.75 for several words, if the sense is headed by them        prior
+    up to 1.0 per shared word, the more the fewer senses share it             overlap
+    2.0 if the action asks for such a sense, 2.5 by both file or kind and gloss   cue
+    from +1.2 (food) and +1 (things, animals) to -1 (abstract), by file       prior
+    1.5 for an act, 2.0 for "the act of ...", where acts are meant            prior
+    -0.15 log2(rank + 1), 0.2 ln((count + 1) / (highest count + 1))           frequency
+    0.4, or 0.75 for several words, if the sense is headed by them            frequency
+
+Ranks and counts are WordNet's own; a count is compared with those of the same form only. What an action asks
+for is a short list (``ACTION_CUES``) that WordNet widens: a verb asks what the verbs above it ask, and
+a thing answers by what it is a kind of.
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from corpus_builder.wordnet import ABSTRACT_FILES, ACTION_FILES, Sense
 
-VISUAL_FILES = frozenset(
-    f"noun.{name}" for name in "animal artifact body food object plant substance".split()
-)
-HALF_VISUAL_FILES = frozenset(f"noun.{name}" for name in "location person phenomenon Tops".split())
-RANK_WEIGHT = 0.3
+FILE_PRIORS = {
+    **dict.fromkeys(("noun.communication", *ABSTRACT_FILES), -1.0),
+    **{f"noun.{name}": 1.0 for name in "animal artifact body object substance".split()},
+    **{f"noun.{name}": 0.5 for name in "location person phenomenon Tops".split()},
+    "noun.food": 1.2,
+    "noun.plant": 0.7,
+    "noun.event": 0.3,
+    "noun.group": 0.3,
+}
+"""How likely a camera sees what is in a lexicographer file; 0 for the rest."""
+
+RANK_WEIGHT = 0.15
+COUNT_WEIGHT = 0.2
 HEAD_WEIGHT = 0.75
-WORD_WEIGHT = 0.3
+WORD_WEIGHT = 0.4
 CUE_WEIGHT = 2.0
 BOTH_WEIGHT = 0.5
+ASKED_PRIOR = 0.3
 ACT_WEIGHT = 1.5
 DEED_WEIGHT = 0.5
 
@@ -40,52 +53,52 @@ STOP_WORDS = frozenset(
     getting give use using carry carrying play plays played playing player players""".split()
 )
 
-_BODY, _FOOD, _ARTIFACT = (frozenset({f"noun.{name}"}) for name in ("body", "food", "artifact"))
-_DRINK_WORDS = frozenset("beverage drink liquor alcoholic beer wine tea coffee".split())
-_SPORT_WORDS = frozenset("game sport athletic ball team".split())
-
 
 @dataclass(frozen=True)
 class Cue:
-    """What an action asks of its object: lexicographer files, or one of some words in its gloss."""
+    """What an action asks of its object: lexicographer files, synsets it is a kind of, or words of its gloss."""
 
     files: frozenset[str] = frozenset()
+    kinds: frozenset[str] = frozenset()
     words: frozenset[str] = frozenset()
 
 
-def _cues(verbs: str, cue: Cue) -> dict[str, Cue]:
-    return dict.fromkeys(verbs.split(), cue)
+def _cues(verbs: str, files: str = "", kinds: str = "", words: str = "") -> dict[str, Cue]:
+    named = frozenset(f"noun.{name}" for name in files.split())
+    return dict.fromkeys(verbs.split(), Cue(named, frozenset(kinds.split()), frozenset(words.split())))
 
 
 ACTION_CUES: dict[str, Cue] = {
-    **_cues("eat cook bake fry taste peel chop grill roast grind scramble", Cue(files=_FOOD)),
-    **_cues("drink sip pour", Cue(words=_DRINK_WORDS)),
+    **_cues("eat cook bake fry taste peel chop grill roast grind scramble", "food"),
+    **_cues("drink sip pour", words="beverage drink liquor alcoholic beer wine tea coffee"),
+    **_cues("play", kinds="game.n.01 game.n.03 sport.n.01 musical_instrument.n.01"),
+    **_cues("strum", kinds="musical_instrument.n.01"),
     **_cues(
-        "play strum",
-        Cue(words=frozenset("game sport musical instrument strings keys".split())),
+        "brush wash shave wax massage curl stretch braid clap crack dye fill shake tickle stick trim", "body"
     ),
+    **_cues("shoot aim fire", kinds="weapon.n.01 projectile.n.01 game_equipment.n.01", words="goal"),
+    **_cues("shuffle deal", kinds="card.n.01 game_equipment.n.01"),
+    **_cues("cut slice pick", kinds="food.n.02"),
+    **_cues("water", "plant Tops"),
+    **_cues("pump", words="fuel gasoline"),
+    **_cues("ride mount", "animal", "vehicle.n.01", "pedals saddle foot"),
+    **_cues("drive steer", kinds="vehicle.n.01"),
+    **_cues("pet feed groom milk shear", "animal"),
+    **_cues("wear put apply", kinds="clothing.n.01 footwear.n.02 cosmetic.n.01 toiletry.n.01"),
+    **_cues("write read", words="write writing written read chalk"),
     **_cues(
-        "brush wash shave wax massage curl stretch braid clap crack dye fill shake tickle stick fix trim",
-        Cue(files=_BODY),
+        "swing hit catch throw kick dribble dunk bounce toss juggle",
+        kinds="ball.n.01 sports_equipment.n.01 plaything.n.01 weapon.n.01",
+        words="game sport ball",
     ),
-    **_cues("shoot aim fire", Cue(words=frozenset("weapon arrow arrows firearm gun goal basket".split()))),
-    **_cues("shuffle deal", Cue(_ARTIFACT)),
-    **_cues("cut slice pick", Cue(files=_FOOD)),
-    **_cues("water", Cue(files=frozenset({"noun.plant", "noun.Tops"}))),
-    **_cues("pump", Cue(words=frozenset({"fuel", "gasoline"}))),
+    **_cues("use operate install assemble repair fix", kinds="instrumentality.n.03"),
+    **_cues("dance", words="dance dancing ballroom music"),
     **_cues(
-        "ride mount", Cue(files=frozenset({"noun.animal"}), words=frozenset({"pedals", "saddle", "foot"}))
+        "sport shot penalty pitch serve bowl bowling",
+        kinds="game.n.01 game.n.03 sport.n.01 game_equipment.n.01 sports_equipment.n.01",
     ),
-    **_cues("drive steer", Cue(words=frozenset("vehicle motor wheels".split()))),
-    **_cues("pet feed groom walk milk shear hold", Cue(files=frozenset({"noun.animal"}))),
-    **_cues("wear put", Cue(words=frozenset("garment clothing worn cosmetic footwear".split()))),
-    **_cues("write read", Cue(words=frozenset("write writing written read chalk".split()))),
-    **_cues("swing hit catch throw kick dribble dunk bounce toss juggle", Cue(_ARTIFACT, _SPORT_WORDS)),
-    **_cues("shot penalty bowling pitch swing dunk bowl", Cue(words=_SPORT_WORDS)),
-    **_cues("use operate install assemble repair fix", Cue(_ARTIFACT)),
-    **_cues("dance", Cue(words=frozenset("dance dancing ballroom music".split()))),
 }
-"""Actions, as lemmas, and what is commonly their object."""
+"""Actions, as lemmas, and what is commonly their object; ``sport`` stands for any game that is named."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +139,7 @@ def disambiguate(
     strategy: str = "extended",
     *,
     act: bool = False,
+    asks: Mapping[str, frozenset[str]] = MappingProxyType({}),
 ) -> Choice:
     """Choose the sense of ``phrase`` that suits ``context``.
 
@@ -135,6 +149,7 @@ def disambiguate(
         context: words around it, with their lemmas.
         strategy: ``extended`` (see the module), ``lesk`` (NLTK's, on glosses alone) or ``first``.
         act: the phrase names what is done, so acts are what a camera sees.
+        asks: what is done under words of the context, as in ``ACTION_CUES``; a word without an entry stands for itself.
 
     Ties go to the more frequent sense.
     """
@@ -146,26 +161,36 @@ def disambiguate(
         return Choice(senses[0], 0.0, senses=tuple(senses))
     context = frozenset(context)
     own = words_of([phrase, *(sense.form for sense in senses)])
-    cues = [ACTION_CUES[word] for word in sorted(context) if word in ACTION_CUES and _stem(word) not in own]
-    scores = _scores(senses, words_of(context), own, cues, act)
+    others = (word for word in sorted(context) if _stem(word) not in own)
+    named = {name for word in others for name in asks.get(word, (word,))}
+    cues = [ACTION_CUES[name] for name in sorted(named & ACTION_CUES.keys())]
+    scores = _scores(phrase, senses, words_of(context), own, cues, act)
     best = max(range(len(senses)), key=lambda i: (scores[i], -i))
-    others = [score for i, score in enumerate(scores) if i != best]
-    return Choice(senses[best], scores[best] - max(others) if others else 0.0, tuple(scores), tuple(senses))
+    rest = [score for i, score in enumerate(scores) if i != best]
+    return Choice(senses[best], scores[best] - max(rest) if rest else 0.0, tuple(scores), tuple(senses))
 
 
 def _scores(
-    senses: Sequence[Sense], around: frozenset[str], own: frozenset[str], cues: Sequence[Cue], act: bool
+    phrase: str,
+    senses: Sequence[Sense],
+    around: frozenset[str],
+    own: frozenset[str],
+    cues: Sequence[Cue],
+    act: bool,
 ) -> list[float]:
     texts = [words_of(sense.signature or (sense.gloss,)) for sense in senses]
     shared = Counter(word for text in texts for word in text)
+    most = {form: max(s.count for s in senses if s.form == form) for form in {s.form for s in senses}}
     scores = []
     for sense, text in zip(senses, texts, strict=True):
         asked = max((_answer(sense, cue, own) for cue in cues), default=0.0)
         prior = _prior(sense, act)
         # what an action asks for is there to be seen, whatever WordNet files it under
-        prior = asked + max(prior, 0.0) if asked else prior
+        prior = asked + max(prior, ASKED_PRIOR) if asked else prior
         overlap = _overlap((text & around) - own, shared, len(senses))
-        scores.append(overlap + prior + _frequency(sense))
+        # a plural that WordNet lists by itself means more than its singular's plural: glasses
+        heads = _heads(sense) or (len(most) > 1 and sense.form == phrase)
+        scores.append(overlap + prior + _frequency(sense, heads, most[sense.form]))
     return scores
 
 
@@ -177,7 +202,7 @@ def _overlap(found: frozenset[str], shared: Counter[str], count: int) -> float:
 
 
 def _answer(sense: Sense, cue: Cue, own: frozenset[str]) -> float:
-    filed = sense.lexname in cue.files
+    filed = sense.lexname in cue.files or bool(sense.kinds & cue.kinds)
     told = bool((words_of(cue.words) - own) & words_of([sense.gloss]))
     return CUE_WEIGHT * (filed or told) + BOTH_WEIGHT * (filed and told)
 
@@ -186,21 +211,18 @@ def _prior(sense: Sense, act: bool) -> float:
     lexname = sense.lexname
     if act and lexname in ACTION_FILES:
         return ACT_WEIGHT + DEED_WEIGHT * sense.gloss.startswith("the act of")
-    if lexname in HALF_VISUAL_FILES:
-        return 0.5
-    return float(lexname in VISUAL_FILES) - float(
-        lexname in ABSTRACT_FILES or lexname == "noun.communication"
-    )
+    return FILE_PRIORS.get(lexname, 0.0)
 
 
-def _frequency(sense: Sense) -> float:
-    """How likely a sense is before anything is known: by its rank, and whether the phrase is its headword.
+def _frequency(sense: Sense, heads: bool, most: int) -> float:
+    """How likely a sense is before anything is known: by rank and count, and whether the phrase is its headword.
 
     A word is rarely meant for what WordNet lists it under as a by-name only (scooter for a duck). Phrases of
-    several words are rare in the texts that the ranks were counted in, so that there the headword tells more.
+    several words are rare in the texts that were counted, so that there the headword tells more.
     """
-    weight = HEAD_WEIGHT if " " in sense.form else WORD_WEIGHT
-    return weight * _heads(sense) - RANK_WEIGHT * math.log2(sense.rank + 1)
+    head = (HEAD_WEIGHT if " " in sense.form else WORD_WEIGHT) * heads
+    share = math.log((sense.count + 1) / (most + 1))
+    return head - RANK_WEIGHT * math.log2(sense.rank + 1) + COUNT_WEIGHT * share
 
 
 def _heads(sense: Sense) -> bool:

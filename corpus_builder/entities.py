@@ -16,7 +16,7 @@ from corpus_builder.describe import describe
 from corpus_builder.disambiguate import Choice
 from corpus_builder.mine import Candidate
 from corpus_builder.wordlists import WordList
-from corpus_builder.wordnet import ABSTRACT_FILES, Sense
+from corpus_builder.wordnet import ABSTRACT_FILES, SPORTS, Sense
 
 # British to American, for comparing names only: words that WordNet knows meet by their sense instead.
 _SPELLINGS = (
@@ -138,7 +138,9 @@ def _judged(item: Found, allow: WordList, deny: WordList, shown: set[str | None]
 
 
 def _is_abstract(item: Found) -> bool:
-    return item.choice.sense is not None and item.choice.sense.lexname in ABSTRACT_FILES
+    sense = item.choice.sense
+    # WordNet files a penalty under attributes; what belongs to a game is there to be seen
+    return sense is not None and sense.lexname in ABSTRACT_FILES and not sense.kinds & SPORTS
 
 
 def variant_key(name: str) -> str:

@@ -397,7 +397,8 @@ def _deeds(mention: Mention, lexicon: Lexicon) -> list[Candidate]:
     verbal = bool(main) and (lexicon.is_gerund(main[0]) or lexicon.is_mostly_verb(main[0]))
     ends = len(main) > 1 and not verbal and main[-2] not in FUNCTION_WORDS | STOP_WORDS | SUBJECTS
     whole = any(lexicon.lookup(main[start:]) for start in range(len(main) - 1))
-    nouns = [*([main[-1]] if ends and not whole else []), *asides]
+    last = [(lexicon.lookup(main[-1:]) or main[-1])] if ends and not whole else []
+    nouns = [*last, *asides]
     return [Candidate(word, word, "activity") for word in nouns if lexicon.is_deed(word)]
 
 

@@ -4,14 +4,13 @@ Which senses come into question is decided here (those of an activity, those wit
 them it is by :mod:`corpus_builder.disambiguate`, or by a model of :mod:`corpus_builder.learned`.
 """
 
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
 from corpus_builder.config import LEARNED_STRATEGIES, CorpusConfig, CorpusError
 from corpus_builder.disambiguate import Choice, disambiguate
-from corpus_builder.mine import Candidate
-from corpus_builder.taggers import tokenise
+from corpus_builder.mine import Candidate, segments
+from corpus_builder.taggers import FUNCTION_WORDS
 from corpus_builder.wordnet import Lexicon, Sense
 
 NO_SENSE = Choice(None, 0.0)
@@ -25,6 +24,7 @@ class Chooser:
         self._strategy = strategy
         self._scorer = scorer
         self._words = lru_cache(maxsize=64)(self._words_of)
+        self._asks = lru_cache(maxsize=4096)(lexicon.asks)
 
     def __call__(self, candidate: Candidate, text: str) -> Choice:
         """The sense in ``text``, with its margin and what else was weighed."""
@@ -35,8 +35,10 @@ class Chooser:
             from corpus_builder.learned import choose
 
             return choose(self._scorer, candidate.phrase, text, senses)
-        act = candidate.role in ("activity", "whole")
-        return disambiguate(candidate.entity, senses, self._words(text), self._strategy, act=act)
+        # a class name of a single word says what is done
+        act = candidate.role in ("activity", "whole") or candidate.phrase == text
+        words, asks = self._words(text)
+        return disambiguate(candidate.entity, senses, words, self._strategy, act=act, asks=asks)
 
     def _in_question(self, candidate: Candidate) -> tuple[Sense, ...]:
         if candidate.role == "activity":
@@ -48,9 +50,9 @@ class Chooser:
             return tuple(sense for sense in senses if sense.name in kinds) or senses
         return senses
 
-    def _words_of(self, text: str) -> frozenset[str]:
-        words: Iterable[str] = (word for word in tokenise(text) if word.isalnum())
-        return self._lexicon.lemmas(words)
+    def _words_of(self, text: str) -> tuple[frozenset[str], dict[str, frozenset[str]]]:
+        words = self._lexicon.lemmas(word for part in segments(text) for word in part if word.isalnum())
+        return words, {word: self._asks(word) for word in words - FUNCTION_WORDS}
 
 
 def load_chooser(

@@ -86,6 +86,18 @@ SCENES = frozenset(
 )
 """Synsets whose kinds are places to be in, whatever lexicographer file they are in."""
 
+SPORTS = frozenset({"game.n.01", "game.n.03", "sport.n.01"})
+"""Synsets whose kinds are played."""
+
+ASKING_SENSES = 2
+"""How many senses of a verb tell what it asks of its object; further ones are rare."""
+
+GENERAL_VERBS = frozenset({"use", "put"})
+"""Verbs that ask for this or that thing only where they are written: exercise is filed under them too."""
+
+MIN_PART = 2
+"""Letters that a part of a word written as two has at least."""
+
 # Plurals that WordNet lists as nouns of their own (dental "teeth"); any other exception is left to morphy.
 _OWN_PLURALS = frozenset("teeth feet men women children mice geese".split())
 
@@ -100,6 +112,8 @@ class Sense:
 
     ``rank`` counts from 0, the most frequent. ``signature`` holds the texts that speak of the sense: its
     gloss, examples and lemma names, and the glosses and names of its hypernyms, hyponyms, parts and topic.
+    ``kinds`` names the synsets it is a kind of, itself included, and those that its topics are; ``count`` is
+    how often the form had this sense in the texts that WordNet's senses were counted in.
     """
 
     name: str
@@ -108,6 +122,8 @@ class Sense:
     lexname: str
     rank: int
     signature: tuple[str, ...] = ()
+    kinds: frozenset[str] = frozenset()
+    count: int = 0
 
 
 _OPEN: dict[str, "Lexicon"] = {}
@@ -176,6 +192,7 @@ class Lexicon:
         self._noun_forms = lru_cache(REMEMBERED)(self._read_forms)
         self._senses = lru_cache(REMEMBERED)(self._read_senses)
         self._irregular = self._read_irregular()
+        self._counts = self._read_counts()
 
     def sha256(self) -> str:
         """Hash of the noun data, the part of WordNet that decides a corpus."""
@@ -236,25 +253,36 @@ class Lexicon:
         return len(self._reader.synsets(word, "a")) > len(self._reader.synsets(word, "n"))
 
     def is_concrete(self, phrase: str) -> bool:
-        """Whether one of the two most frequent senses of a phrase is a thing that can be pointed at."""
-        return any(sense.lexname in CONCRETE_FILES for sense in self.senses(phrase)[:2])
+        """Whether one of the three most frequent senses of a phrase is a thing that can be pointed at."""
+        return any(sense.lexname in CONCRETE_FILES for sense in self.senses(phrase)[:3])
 
     def is_action(self, phrase: str) -> bool:
         """Whether the most frequent sense of a phrase is an act or an event."""
         return any(sense.lexname in ACTION_FILES for sense in self.senses(phrase)[:1])
 
     def activity(self, word: str) -> tuple[Sense, ...]:
-        """Senses of the activity a verb form stands for, its -ing form before others, or none.
+        """Senses of the activity a word stands for: its own as a noun, its -ing form's, what its verb gives.
 
-        ``swimming`` is a noun itself; ``eat`` goes by ``eating``; ``applauding`` by what WordNet derives
-        from the verb.
+        ``swimming`` and ``jump`` are nouns themselves; ``eat`` goes by ``eating``; ``applauding`` by what WordNet
+        derives from the verb.
         """
         verb = self.verb_lemma(word) or word
-        for form in (*([word] if self.is_gerund(word) else _gerunds(verb)), word):
-            acts = tuple(sense for sense in self.senses(form) if sense.lexname in ACTION_FILES)
-            if acts:
-                return tuple(replace(act, rank=rank) for rank, act in enumerate(acts))
-        return self._derived(verb, word, ACTION_FILES) or self._derived(verb, word, SEEN_DEEDS)
+        found: dict[str, Sense] = {}
+        for form in (word, *(() if self.is_gerund(word) else _gerunds(verb))):
+            for sense in self.senses(form):
+                if sense.lexname in ACTION_FILES:
+                    found.setdefault(sense.name, replace(sense, rank=len(found)))
+        return tuple(found.values()) or self._derived(verb, ACTION_FILES) or self._derived(verb, SEEN_DEEDS)
+
+    def asks(self, word: str) -> frozenset[str]:
+        """Words for what is done under that word: the verbs that it is a kind of, itself included (sip: drink).
+
+        Also ``sport`` if the word is a noun for a game.
+        """
+        verbs = [s for s in self._reader.synsets(word, "v")[:ASKING_SENSES] if word in s.lemma_names()]
+        names = {s.name().split(".")[0] for verb in verbs for s in (verb, *verb.hypernyms())}
+        game = any(SPORTS & self.within(sense.name) for sense in self.senses(word)[:1])
+        return frozenset({word, *(names - GENERAL_VERBS), *(("sport",) if game else ())})
 
     def is_deed(self, word: str) -> bool:
         """Whether a noun is about as much a verb and may name an act (``swing``)."""
@@ -307,6 +335,11 @@ class Lexicon:
             rows = [line.split() for line in stream.read().splitlines()]
         return {row[0]: row[1] for row in rows if len(row) > 1}
 
+    def _read_counts(self) -> dict[str, int]:
+        with self._reader.open("cntlist.rev") as stream:
+            rows = [line.split() for line in stream.read().splitlines()]
+        return {key: int(count) for key, _, count in rows}
+
     def _read_forms(self, phrase: str) -> tuple[str, ...]:
         return self._find_forms(phrase.split())
 
@@ -319,7 +352,17 @@ class Lexicon:
                 if form in _OWN_PLURALS and form in self._irregular:
                     return (self._irregular[form],)
                 return (form, *(self._singulars(form) if form == written else ()))
-        return self._find_deed(words) if len(words) > 1 else ()
+        return self._find_deed(words) if len(words) > 1 else self._find_parts(words[0])
+
+    def _find_parts(self, word: str) -> tuple[str, ...]:
+        """``pullup`` by ``pull-up``: a word that WordNet writes as two, each known by itself."""
+        for cut in range(MIN_PART, len(word) - MIN_PART + 1):
+            parts = word[:cut], word[cut:]
+            if all(self._reader.synsets(part) for part in parts):
+                forms = [self._reader.morphy(join.join(parts), "n") for join in "_-"]
+                if any(forms):
+                    return (next(filter(None, forms)),)
+        return ()
 
     def _find_deed(self, words: list[str]) -> tuple[str, ...]:
         """``bench pressing`` by ``bench press``, if that is something done; ``car parking`` is no car park."""
@@ -365,17 +408,22 @@ class Lexicon:
         texts += [text for other in near for text in (other.definition(), *other.lemma_names())]
         texts += [name for other in synset.hyponyms() for name in other.lemma_names()]
         signature = tuple(text.replace("_", " ") for text in texts)
-        return Sense(synset.name(), form, synset.definition(), synset.lexname(), rank, signature)
+        kinds = frozenset().union(*(self.within(s.name()) for s in (synset, *synset.topic_domains())))
+        named = [lemma for lemma in synset.lemmas() if lemma.name().replace("_", " ").lower() == form.lower()]
+        count = sum(self._counts.get(lemma.key(), 0) for lemma in named)
+        definition, lexname = synset.definition(), synset.lexname()
+        return Sense(synset.name(), form, definition, lexname, rank, signature, kinds, count)
 
-    def _derived(self, verb: str, word: str, files: tuple[str, ...]) -> tuple[Sense, ...]:
+    def _derived(self, verb: str, files: tuple[str, ...]) -> tuple[Sense, ...]:
         found: dict[str, Sense] = {}
         for synset in self._reader.synsets(verb, "v"):
             for lemma in synset.lemmas():
                 if lemma.name() != verb:
                     continue
-                for other in (form.synset() for form in lemma.derivationally_related_forms()):
-                    if other.lexname() in files:
-                        found.setdefault(other.name(), self._describe(other, word, len(found)))
+                for form in lemma.derivationally_related_forms():
+                    if form.synset().lexname() in files:
+                        sense = self._describe(form.synset(), form.name().replace("_", " "), len(found))
+                        found.setdefault(sense.name, sense)
         return tuple(found.values())
 
 

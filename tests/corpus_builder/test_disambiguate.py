@@ -46,6 +46,36 @@ def test_a_phrase_means_what_it_heads_rather_than_what_it_also_names():
     assert disambiguate("tree", alone, []).sense.rank == 0
 
 
+def test_a_sense_that_was_counted_more_is_likelier():
+    animal, club = replace(ANIMAL, count=0), replace(CLUB, count=40)
+    assert disambiguate("bat", (ANIMAL, CLUB), []).sense == ANIMAL
+    assert disambiguate("bat", (animal, club), []).sense == club
+
+
+def test_a_plural_listed_by_itself_means_itself():
+    glass = Sense("glass.n.01", "glass", "a brittle solid", "noun.substance", 1)
+    worn = Sense("spectacles.n.01", "glasses", "a frame with lenses", "noun.artifact", 0)
+    assert disambiguate("glasses", (worn, glass), []).sense == worn
+
+
+def test_an_action_asks_through_the_verbs_above_it_but_not_through_the_phrase_itself():
+    tree, fruit = (
+        Sense(f"fig.n.0{rank + 1}", "fig", gloss, f"noun.{file}", rank)
+        for rank, (gloss, file) in enumerate([("a tree", "artifact"), ("its fruit", "food")])
+    )
+    asks = {"nibbling": frozenset({"nibbling", "eat"})}
+    assert disambiguate("fig", (tree, fruit), ["nibbling"], asks=asks).margin > 1
+    assert disambiguate("fig", (tree, fruit), ["nibbling"], asks=asks).sense == fruit
+    own = disambiguate("fig", (tree, fruit), ["fig"], asks={"fig": frozenset({"eat"})})
+    assert own.scores == disambiguate("fig", (tree, fruit), []).scores
+
+
+def test_what_an_action_asks_is_answered_by_what_a_sense_is_a_kind_of():
+    game = replace(IDEA, kinds=frozenset({"game.n.01"}))
+    assert disambiguate("bat", (ANIMAL, game), ["play"]).sense == game
+    assert disambiguate("bat", (ANIMAL, game), []).sense == ANIMAL
+
+
 def test_no_senses_and_one_sense():
     assert disambiguate("zumba", (), ["dance"]).sense is None
     choice = disambiguate("bat", (CLUB,), ["x"])
@@ -93,6 +123,10 @@ KNOWN = [
     ("chess", "playing chess", "chess.n.02"),
     ("cricket", "playing cricket", "cricket.n.02"),
     ("chip", "eating chips", "chip.n.04"),
+    ("foot", "shuffling feet", "foot.n.01"),
+    ("glasses", "adjusting glasses", "spectacles.n.01"),
+    ("person", "punching person", "person.n.01"),
+    ("fire", "juggling fire", "fire.n.01"),
     ("hands", "washing hands", "hand.n.01"),
     ("plant", "watering plants", "plant.n.02"),
     ("table", "setting table", "table.n.02"),

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -147,6 +149,11 @@ def test_an_abstract_sense_goes_unless_it_is_all_its_class_name_holds():
     assert reasons([find(None, "time", TIME, source="caption")]) == ["abstract sense"]
     assert reasons([nail, time], allow=WordList(frozenset({"time"}))) == [None, None]
     assert reasons([nail, time], allow=WordList(synsets=frozenset({"time.n.01"}))) == [None, None]
+
+
+def test_an_abstract_sense_that_belongs_to_a_game_stays():
+    penalty = replace(TIME, name="penalty.n.04", kinds=frozenset({"penalty.n.04", "game.n.01"}))
+    assert reasons([find("a", "nail", NAIL), find("a", "penalty", penalty)]) == [None, None]
 
 
 def test_a_denied_synset_goes_and_denial_outranks_the_allow_list():

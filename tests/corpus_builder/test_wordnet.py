@@ -30,6 +30,8 @@ def test_lookup_finds_plurals_compounds_and_joined_spellings(lexicon):
     assert lexicon.lookup(["teeth"]) == "tooth"
     assert lexicon.lookup(["side", "kick"]) is None
     assert lexicon.lookup(["krumping"]) is None
+    assert lexicon.lookup(["pullup"]) == "pull-up" and lexicon.lookup(["shotput"]) == "shot put"
+    assert lexicon.lookup(["sandcastle"]) is None
 
 
 @pytest.mark.shared
@@ -61,6 +63,27 @@ def test_an_activity_goes_by_its_gerund_or_by_what_is_derived(lexicon):
     assert lexicon.activity("eat")[0].gloss == "the act of consuming food"
     assert any(sense.name == "dressing.n.07" for sense in lexicon.activity("bandaging"))
     assert lexicon.activity("krumping") == ()
+
+
+@pytest.mark.shared
+def test_an_activity_that_is_a_noun_goes_by_its_own_senses_first(lexicon):
+    jumps = [sense.name for sense in lexicon.activity("jump")]
+    assert jumps.index("jump.n.06") < jumps.index("jumping.n.01")
+    assert [sense.rank for sense in lexicon.activity("jump")] == list(range(len(jumps)))
+
+
+@pytest.mark.shared
+def test_a_sense_tells_its_count_and_kinds_its_topics_too(lexicon):
+    person, body = lexicon.senses("person")[:2]
+    assert person.count > 1000 > body.count >= 0
+    assert {"penalty.n.04", "game.n.01"} <= lexicon.sense("penalty.n.04").kinds
+
+
+@pytest.mark.shared
+def test_what_is_done_under_a_word(lexicon):
+    assert {"sip", "drink"} <= lexicon.asks("sip")
+    assert "sport" in lexicon.asks("tennis") and "sport" not in lexicon.asks("guitar") | lexicon.asks("hit")
+    assert "use" in lexicon.asks("use") and "use" not in lexicon.asks("exercise")
 
 
 @pytest.mark.shared
