@@ -43,6 +43,8 @@ WORD_WEIGHT = 0.4
 CUE_WEIGHT = 2.0
 BOTH_WEIGHT = 0.5
 ASKED_PRIOR = 0.3
+SETTLED = 100
+"""Counts of a sense from which no cue speaks for one that was never counted: who throws a ball is no game piece."""
 ACT_WEIGHT = 1.5
 DEED_WEIGHT = 0.5
 
@@ -183,7 +185,8 @@ def _scores(
     most = {form: max(s.count for s in senses if s.form == form) for form in {s.form for s in senses}}
     scores = []
     for sense, text in zip(senses, texts, strict=True):
-        asked = max((_answer(sense, cue, own) for cue in cues), default=0.0)
+        unheard = not sense.count and most[sense.form] >= SETTLED
+        asked = 0.0 if unheard else max((_answer(sense, cue, own) for cue in cues), default=0.0)
         prior = _prior(sense, act)
         # what an action asks for is there to be seen, whatever WordNet files it under
         prior = asked + max(prior, ASKED_PRIOR) if asked else prior
