@@ -10,7 +10,7 @@ from typing import Any
 from corpus_builder import artifact
 from corpus_builder.config import BODY_PARTS, EXAMPLES, SOURCES, CorpusConfig, CorpusError, check_templates
 from corpus_builder.disambiguate import Choice
-from corpus_builder.entities import Found, Gathered, gather, judge, merge_pairs
+from corpus_builder.entities import Found, Gathered, gather, judge, merge_pairs, with_descriptions
 from corpus_builder.mine import Candidate, Limits, mine, reasons
 from corpus_builder.relations import expand
 from corpus_builder.senses import Chooser, load_chooser
@@ -19,6 +19,7 @@ from corpus_builder.sources import (
     Mention,
     iter_captions,
     label_mentions,
+    read_descriptions,
     read_expansions,
     read_labels,
 )
@@ -45,6 +46,8 @@ class Inputs:
     nltk_data: Path | None = None
     allow: Path | None = None
     deny: Path | None = None
+    descriptions: Path | None = None
+    """Phrase -> description, for the entities of a build that have no sense."""
 
     def __post_init__(self) -> None:
         """Raises :class:`CorpusError` if there is nothing to mine."""
@@ -164,12 +167,13 @@ def build_corpus(
     artifact.check_room(out, "corpus", force=force)
     check_model(model, pretrained)
     choose_device(device)
+    descriptions = read_descriptions(inputs.descriptions) if inputs.descriptions else {}
     clock = _Clock()
     # a CLIP that reads glosses is needed before mining; otherwise a big model waits until mining has gone well
     early = config.strategy == "clip" and config.sense_model is None
     encoder = load_text_encoder(model, pretrained, device) if early else None
     report = mine_corpus(inputs, config, say, device=device, encoder=encoder)
-    gathered = gather(report.found)
+    gathered = with_descriptions(gather(report.found), descriptions)
     if not gathered.entities:
         raise CorpusError(
             f"no entity was found in {report.mentions} mentions; try --taggers both or --body-parts"
@@ -183,7 +187,7 @@ def build_corpus(
     truncated = encoder.truncated(texts)
     gathered, vectors = _unite_near(gathered, encoder.encode(texts), config.merge_above)
     clock.lap("embed")
-    counts = report.counts | _entity_counts(gathered) | {"texts_truncated": truncated}
+    counts = report.counts | _entity_counts(gathered, descriptions) | {"texts_truncated": truncated}
     facts = {
         "config": asdict(config) | {"spacy_model": report.spacy_model},
         "inputs": report.inputs,
@@ -447,13 +451,17 @@ def _unite_near(gathered: Gathered, vectors: Any, above: float | None) -> tuple[
     return Gathered(united.entities, (*gathered.merges, *united.merges)), vectors[kept]
 
 
-def _entity_counts(gathered: Gathered) -> dict[str, Any]:
+def _entity_counts(gathered: Gathered, descriptions: Mapping[str, str]) -> dict[str, Any]:
+    told = [entity for entity in gathered.entities if entity.description]
+    names = {name for entity in told for name in (entity.name, *entity.aliases)}
     sources = Counter(entity.source for entity in gathered.entities)
     merges = Counter(merge.reason for merge in gathered.merges)
     return {
         "entities": len(gathered.entities),
         "entities_by_source": {source: sources[source] for source in SOURCES if sources[source]},
         "entities_with_sense": sum(entity.sense is not None for entity in gathered.entities),
+        "entities_described": len(told),
+        "descriptions_unused": len(descriptions.keys() - names),
         "entities_merged": dict(sorted(merges.items())),
     }
 
@@ -464,6 +472,7 @@ def _input_facts(inputs: Inputs, lexicon: Lexicon) -> dict[str, Any]:
         "captions": inputs.captions,
         "allow": inputs.allow,
         "deny": inputs.deny,
+        "descriptions": inputs.descriptions,
     }
     files |= {f"expansions{number}": path for number, path in enumerate(inputs.expansions)}
     facts: dict[str, Any] = {

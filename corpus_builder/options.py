@@ -20,6 +20,12 @@ Expansions = Annotated[
     list[Path] | None,
     typer.Option("--expansions", help="JSON: label or class id -> phrases that belong to it. Repeatable."),
 ]
+Descriptions = Annotated[
+    Path | None,
+    typer.Option(
+        "--descriptions", help="JSON: phrase -> what it is, for entities that WordNet does not know."
+    ),
+]
 LabelColumn = Annotated[
     str | None,
     typer.Option("--label-column", help="Column of a CSV with the names [default: name or label]."),

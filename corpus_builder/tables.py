@@ -27,7 +27,7 @@ def entity_table(
             "source": entity.source,
             "sources": entity.sources,
             "sense": entity.sense.name if entity.sense else None,
-            "gloss": entity.sense.gloss if entity.sense else None,
+            "gloss": entity.gloss,
             "lexname": entity.sense.lexname if entity.sense else None,
             "text": entity.text,
             "count": entity.count,
