@@ -166,12 +166,12 @@ def build_corpus(
 
     artifact.check_room(out, "corpus", force=force)
     check_model(model, pretrained)
-    choose_device(device)
+    choose_device(device, config.precision)
     descriptions = read_descriptions(inputs.descriptions) if inputs.descriptions else {}
     clock = _Clock()
     # a CLIP that reads glosses is needed before mining; otherwise a big model waits until mining has gone well
     early = config.strategy == "clip" and config.sense_model is None
-    encoder = load_text_encoder(model, pretrained, device) if early else None
+    encoder = load_text_encoder(model, pretrained, device, config.precision) if early else None
     report = mine_corpus(inputs, config, say, device=device, encoder=encoder)
     gathered = with_descriptions(gather(report.found), descriptions)
     if not gathered.entities:
@@ -180,7 +180,7 @@ def build_corpus(
         )
     clock.lap("mine")
     say(f"{len(gathered.entities)} entities from {report.mentions} mentions; loading {model}")
-    encoder = encoder or load_text_encoder(model, pretrained, device)
+    encoder = encoder or load_text_encoder(model, pretrained, device, config.precision)
     clock.lap("load model")
     say("embedding")
     texts = [entity.text for entity in gathered.entities]
@@ -225,6 +225,7 @@ def build_labels(
     label_column: str | None = None,
     templates: Sequence[str] = (),
     device: str = "auto",
+    precision: str = "fp32",
     force: bool = False,
     say: Say = lambda line: None,
 ) -> BuildReport:
@@ -236,10 +237,10 @@ def build_labels(
     chosen = check_templates(templates or TEMPLATES)
     labels = read_labels(path, label_column).labels
     check_model(model, pretrained)
-    choose_device(device)
+    choose_device(device, precision)
     clock = _Clock()
     say(f"loading {model}")
-    encoder = load_text_encoder(model, pretrained, device)
+    encoder = load_text_encoder(model, pretrained, device, precision)
     clock.lap("load model")
     say(f"embedding {len(labels)} labels in {len(chosen)} templates")
     names = [label.name for label in labels]
@@ -250,7 +251,7 @@ def build_labels(
     table = with_embeddings(rows, vectors, schema)
     prompts = [template.replace("{}", name) for name in names for template in chosen]
     facts = {
-        "config": {"templates": list(chosen), "label_column": label_column},
+        "config": {"templates": list(chosen), "label_column": label_column, "precision": precision},
         "inputs": {"labels": artifact.file_input(path)},
         "model": encoder.info,
         "counts": {"labels": len(labels), "texts_truncated": encoder.truncated(prompts)},
@@ -373,6 +374,9 @@ def _from_labels(
         for candidate in candidates:
             choice = choose(candidate, text)
             yield Found(mention.label, candidate, mention.source, choice, contexts=(mention.text,))
+        if not candidates and mention.source == "expansion":
+            nothing = Candidate(mention.text, mention.text, "whole", "no noun")
+            yield Found(mention.label, nothing, mention.source, Choice(None, 0.0), contexts=(mention.text,))
 
 
 def _from_captions(

@@ -33,6 +33,7 @@ from corpus_builder.options import (
     Model,
     NltkData,
     OutDir,
+    Precision,
     Pretrained,
     Quiet,
     Related,
@@ -141,6 +142,7 @@ def build_cli(
     merge_above: MergeAbove = None,
     index: Index = "auto",
     device: Device = "auto",
+    precision: Precision = "fp32",
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
@@ -166,6 +168,7 @@ def labels_cli(
     label_column: LabelColumn = None,
     template: Templates = None,
     device: Device = "auto",
+    precision: Precision = "fp32",
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
@@ -180,6 +183,7 @@ def labels_cli(
         label_column=label_column,
         templates=template or (),
         device=device,
+        precision=precision,
         force=force,
         say=make_say(quiet),
     )

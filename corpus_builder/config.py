@@ -7,6 +7,7 @@ from dataclasses import dataclass
 TAGGER_CHOICES = ("both", "spacy", "nltk", "wordnet")
 LEARNED_STRATEGIES = ("clip", "t5")
 STRATEGIES = ("extended", "lesk", "first", *LEARNED_STRATEGIES)
+PRECISIONS = ("fp32", "bf16", "fp16")
 INDEX_CHOICES = ("auto", "flat", "ivf", "hnsw")
 SOURCES = ("label", "caption", "expansion", "body_part")
 KINDS = (
@@ -112,6 +113,8 @@ class CorpusConfig:
     """Longest entity, in words."""
     min_letters: int = 2
     """Shortest entity, in characters."""
+    precision: str = "fp32"
+    """Arithmetic of the text tower: ``fp32``, or on a GPU ``bf16`` or ``fp16`` (autocast)."""
     index: str = "auto"
     """FAISS index: ``flat`` (exact), ``ivf``, ``hnsw``, or ``auto`` by size."""
     merge_above: float | None = None
@@ -121,6 +124,7 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         """Check every option; raises :class:`CorpusError`."""
         check_choice("--taggers", self.taggers, TAGGER_CHOICES)
+        check_choice("--precision", self.precision, PRECISIONS)
         check_choice("--index", self.index, INDEX_CHOICES)
         check_choice("--strategy", self.strategy, STRATEGIES)
         for option, value in (("--min-count", self.min_count), ("--max-words", self.max_words)):

@@ -81,6 +81,9 @@ Pretrained = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[
+    str, typer.Option("--precision", help="Of the text tower: fp32, or on a GPU bf16 or fp16.")
+]
 Templates = Annotated[
     list[str] | None,
     typer.Option("--template", help="Prompt with {} for the name, replacing the built-in ones. Repeatable."),
