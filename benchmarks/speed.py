@@ -130,15 +130,44 @@ def decode_rows(rounds: int) -> list[str]:
         ]
 
 
+def text_rows(nltk_data: Path) -> list[str]:
+    """2,000 entity texts of WordNet in ViT-B/32: batches of one length, against batches in the order of the texts."""
+    from corpus_builder.describe import describe
+    from corpus_builder.embed import lengths_of, load_text_encoder, text_features
+    from corpus_builder.wordnet import open_lexicon
+
+    lexicon = open_lexicon(nltk_data)
+    words = (nltk_data / "corpora/wordnet/index.noun").read_text().splitlines()[100:]
+    names = [line.split()[0] for line in words if line.split()[0].isalpha()]
+    random = np.random.default_rng(0)
+    chosen = random.choice(names, 2000, replace=False)
+    texts = [describe(name, lexicon.senses(name)[0].gloss) for name in chosen]
+    encoder = load_text_encoder("ViT-B-32", "none", "cpu")
+
+    def in_order() -> list[torch.Tensor]:
+        rows = []
+        with torch.inference_mode():
+            for start in range(0, len(texts), 64):
+                tokens = encoder._tokenizer(texts[start : start + 64])
+                rows.append(text_features(encoder._model, tokens, max(lengths_of(encoder._model, tokens))))
+        return rows
+
+    unit = "2,000 WordNet glosses, ViT-B/32"
+    return [compare("texts by length / in order", unit, lambda: encoder.encode(texts), in_order, 1)]
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--nltk-data", type=Path, help="folder with WordNet, for the row of texts")
+    given = parser.parse_args()
     torch.set_num_threads(1)
     print("| ours / other | size | ours, ms | other, ms | times faster |\n|---|---|---|---|---|")
     for rows in (encoder_rows, match_rows, decode_rows):
-        print("\n".join(rows(rounds)), flush=True)
+        print("\n".join(rows(given.rounds)), flush=True)
+    if given.nltk_data:
+        print("\n".join(text_rows(given.nltk_data)), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from corpus_builder import artifact
-from corpus_builder.config import BODY_PARTS, EXAMPLES, SOURCES, CorpusConfig, CorpusError, check_templates
+from corpus_builder.config import (
+    BODY_PARTS,
+    DEFAULT_TEMPLATES,
+    EXAMPLES,
+    SOURCES,
+    CorpusConfig,
+    CorpusError,
+    check_templates,
+)
 from corpus_builder.disambiguate import Choice
 from corpus_builder.entities import Found, Gathered, gather, judge, merge_pairs, with_descriptions
 from corpus_builder.mine import Candidate, Limits, mine, reasons
@@ -25,6 +33,7 @@ from corpus_builder.sources import (
 )
 from corpus_builder.tables import candidate_table, entity_table, merge_table, sense_table, with_embeddings
 from corpus_builder.taggers import Tagger, load_taggers
+from corpus_builder.templates import load_templates
 from corpus_builder.wordlists import read_list
 from corpus_builder.wordnet import Lexicon, open_lexicon
 
@@ -183,7 +192,7 @@ def build_corpus(
     encoder = encoder or load_text_encoder(model, pretrained, device, config.precision)
     clock.lap("load model")
     say("embedding")
-    texts = [entity.text for entity in gathered.entities]
+    texts = [entity.text(config.entity_text) for entity in gathered.entities]
     truncated = encoder.truncated(texts)
     gathered, vectors = _unite_near(gathered, encoder.encode(texts), config.merge_above)
     clock.lap("embed")
@@ -194,7 +203,7 @@ def build_corpus(
         "model": encoder.info,
         "counts": counts,
     }
-    table = entity_table(gathered.entities, vectors, open_lexicon(inputs.nltk_data).kind)
+    table = entity_table(gathered.entities, vectors, open_lexicon(inputs.nltk_data).kind, config.entity_text)
     built = build_index(vectors, config.index)
     say(f"index: {built.kind}, recall@1 {built.recall_at_1:.4f} against exact search")
     told = {
@@ -230,11 +239,10 @@ def build_labels(
     say: Say = lambda line: None,
 ) -> BuildReport:
     """Embed class names over ``templates`` and publish a Labels artifact under ``out``."""
-    from corpus_builder.config import TEMPLATES
     from corpus_builder.embed import check_model, choose_device, embed_labels, load_text_encoder
 
     artifact.check_room(out, "labels", force=force)
-    chosen = check_templates(templates or TEMPLATES)
+    chosen = check_templates(templates or load_templates(DEFAULT_TEMPLATES))
     labels = read_labels(path, label_column).labels
     check_model(model, pretrained)
     choose_device(device, precision)

@@ -11,7 +11,13 @@ import typer
 from corpus_builder import __version__
 from corpus_builder.cli_expand import app as expand_app
 from corpus_builder.cli_reuse import app as reuse_app
-from corpus_builder.config import DEFAULT_SPACY_MODEL, CorpusConfig, CorpusError
+from corpus_builder.config import (
+    DEFAULT_SPACY_MODEL,
+    DEFAULT_TEMPLATES,
+    ENTITY_TEXT,
+    CorpusConfig,
+    CorpusError,
+)
 from corpus_builder.options import (
     Allow,
     AsJson,
@@ -21,6 +27,7 @@ from corpus_builder.options import (
     Deny,
     Descriptions,
     Device,
+    EntityText,
     Expansions,
     Force,
     Index,
@@ -43,6 +50,7 @@ from corpus_builder.options import (
     Strategy,
     Taggers,
     Templates,
+    TemplateSet,
     make_say,
     plain_errors,
 )
@@ -139,6 +147,7 @@ def build_cli(
     nltk_data: NltkData = None,
     allow: Allow = None,
     deny: Deny = None,
+    entity_text: EntityText = ENTITY_TEXT,
     merge_above: MergeAbove = None,
     index: Index = "auto",
     device: Device = "auto",
@@ -167,6 +176,7 @@ def labels_cli(
     pretrained: Pretrained = None,
     label_column: LabelColumn = None,
     template: Templates = None,
+    templates: TemplateSet = None,
     device: Device = "auto",
     precision: Precision = "fp32",
     force: Force = False,
@@ -174,14 +184,19 @@ def labels_cli(
 ) -> None:
     """Embed class names, averaged over prompt templates, so that training and prediction need no CLIP."""
     from corpus_builder import build
+    from corpus_builder.templates import load_templates
 
+    if template and templates:
+        raise CorpusError(
+            "--template and --templates exclude each other: give prompts, or a set or file of them"
+        )
     report = build.build_labels(
         labels,
         model,
         pretrained,
         out,
         label_column=label_column,
-        templates=template or (),
+        templates=template or load_templates(templates or DEFAULT_TEMPLATES),
         device=device,
         precision=precision,
         force=force,

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from corpus_builder.config import EXAMPLES, SOURCES
+from corpus_builder.config import ENTITY_TEXT, EXAMPLES, SOURCES
 from corpus_builder.describe import describe
 from corpus_builder.disambiguate import Choice
 from corpus_builder.mine import Candidate
@@ -82,10 +82,9 @@ class Entity:
         """The definition of its sense, else its description."""
         return self.sense.gloss if self.sense else self.description
 
-    @property
-    def text(self) -> str:
-        """What is embedded."""
-        return describe(self.name, self.gloss)
+    def text(self, form: str = ENTITY_TEXT) -> str:
+        """What is embedded, in a form of :func:`corpus_builder.describe.describe`."""
+        return describe(self.name, self.gloss, form)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,17 @@ Precision = Annotated[
 ]
 Templates = Annotated[
     list[str] | None,
-    typer.Option("--template", help="Prompt with {} for the name, replacing the built-in ones. Repeatable."),
+    typer.Option("--template", help="Prompt with {} for the name, in place of a set. Repeatable."),
+]
+TemplateSet = Annotated[
+    str | None,
+    typer.Option(
+        "--templates",
+        help="Prompts: default, bare, photo, video-of-a-person, actionclip, clip-kinetics, or a text file, one a line.",
+    ),
+]
+EntityText = Annotated[
+    str, typer.Option("--entity-text", help="How {unit} and {description} make the text that is embedded.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Write into a folder that holds other things.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress lines.")]

@@ -19,7 +19,7 @@ from corpus_builder.embed import load_text_encoder, model_location
 from corpus_builder.entities import Found, gather, with_descriptions
 from corpus_builder.index import build_index, index_bytes
 from corpus_builder.mine import Candidate
-from corpus_builder.phrases import corpus_phrases
+from corpus_builder.phrases import Phrase, corpus_phrases
 from corpus_builder.sources import clean_name, read_labels
 from corpus_builder.tables import candidate_table, entity_table, merge_table, sense_table
 
@@ -293,6 +293,16 @@ def test_expansions_are_mined_beside_their_label(shared, config, tmp_path):
     assert {row["label"] for row in rows if row["source"] == "expansion"} == {"archery"}
 
 
+@pytest.mark.shared
+def test_the_form_of_an_entitys_text_is_a_setting(inputs, config, tiny_clip, tmp_path):
+    given = replace(config, entity_text="{description} ({unit})", body_parts=False)
+    build.build_corpus(inputs, given, tiny_clip, None, tmp_path / "a", device="cpu")
+    rows = artifact.open_corpus(tmp_path / "a").table.to_pylist()
+    for row in rows:
+        assert row["text"] == (f"{row['gloss']} ({row['name']})" if row["gloss"] else row["name"])
+    assert any(row["gloss"] for row in rows)
+
+
 def test_labels_artifact(tmp_path, tiny_clip):
     (tmp_path / "l.txt").write_text("ApplyEyeMakeup\narchery\n")
     templates = ["a video of {}.", "{}"]
@@ -363,17 +373,23 @@ def test_a_phrase_that_wordnet_does_not_know_is_embedded_with_its_description(
     counts = corpus.manifest["counts"]
     assert counts["entities_described"] == 2 and counts["descriptions_unused"] == 2
     assert corpus.manifest["inputs"]["descriptions"]["file"] == "d.json"
-    # what has no description yet is what would be asked about
-    assert [phrase.name for phrase in corpus_phrases(tmp_path / "a")] == [
-        name for name in sorted(rows) if rows[name]["gloss"] is None
-    ]
+    with pytest.raises(CorpusError, match="holds no phrase without a gloss"):
+        corpus_phrases(tmp_path / "a")
+
+
+@pytest.mark.shared
+def test_the_phrases_of_a_corpus_come_with_their_labels(corpus):
+    found = corpus_phrases(corpus.folder)
+    assert Phrase("eye makeup", ("ApplyEyeMakeup",)) in found and Phrase("zumba", ("zumba",)) in found
+    glosses = dict(zip(*(corpus.table[name].to_pylist() for name in ("name", "gloss")), strict=True))
+    assert [phrase.name for phrase in found] == sorted(name for name in glosses if glosses[name] is None)
 
 
 def test_a_description_is_found_by_the_name_or_an_alias_and_never_displaces_a_sense():
     gathered = gather([find("a", "eye make-up"), find("b", "eye makeup"), find("c", "eye makeup")])
     assert [entity.name for entity in gathered.entities] == ["eye makeup"]
     told = with_descriptions(gathered, {"eye make-up": "paint"})
-    assert told.entities[0].text == "eye makeup: paint"
+    assert told.entities[0].text() == "eye makeup: paint"
     told = with_descriptions(gathered, {"eye make-up": "paint", "eye makeup": "powder"})
-    assert told.entities[0].text == "eye makeup: powder"
+    assert told.entities[0].text() == "eye makeup: powder"
     assert with_descriptions(gathered, {}) == gathered
