@@ -20,7 +20,7 @@ from torch import Tensor
 
 from corpus_builder.config import PRECISIONS, CorpusError, check_choice, did_you_mean
 
-BATCH = {"cpu": 16, "cuda": 256}
+BATCH = {"cpu": 8, "cuda": 256}
 """Texts in every batch, by kind of device; the last is filled up."""
 STEP = 4
 """Lengths are rounded up to a multiple of so many tokens: few kinds of batches, little padding."""
