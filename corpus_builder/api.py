@@ -29,10 +29,13 @@ from PIL.Image import Image
 from corpus_builder import artifact, reuse, search
 from corpus_builder.build import Inputs, Say, build_corpus
 from corpus_builder.config import CorpusConfig, CorpusError, did_you_mean
-from corpus_builder.embed import BATCH, OpenClip
+from corpus_builder.embed import OpenClip
 from corpus_builder.index import check_belongs, read_index
 from corpus_builder.pictures import read_image
 from corpus_builder.search import Hit, Query
+
+PHOTOS = 64
+"""Photos read and embedded at a time."""
 
 PathLike = str | os.PathLike[str]
 
@@ -136,7 +139,7 @@ class Corpus:
         Photos are embedded a batch at a time and held one at a time, so a folder of any size fits.
         """
         rest = iter(paths)
-        while batch := [Path(path) for path in islice(rest, BATCH)]:
+        while batch := [Path(path) for path in islice(rest, PHOTOS)]:
             yield from self._tag_batch(batch, k)
 
     def _tag_batch(self, paths: Sequence[Path], k: int) -> Iterator[Tagged]:

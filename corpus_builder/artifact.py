@@ -76,7 +76,12 @@ def entities_schema(dim: int) -> pa.Schema:
             _field("source", pa.string(), "the first of sources"),
             _strings("sources", f"among {', '.join(SOURCES)}, in this order"),
             _field("sense", pa.string(), "WordNet synset name", null=True),
-            _field("gloss", pa.string(), "definition of the sense", null=True),
+            _field(
+                "gloss",
+                pa.string(),
+                "definition of the sense; of a phrase without one, its entry in --descriptions",
+                null=True,
+            ),
             _field("lexname", pa.string(), "WordNet lexicographer file", null=True),
             _field("text", pa.string(), "the exact text embedded"),
             _field("count", pa.int64(), "mentions"),
@@ -253,13 +258,42 @@ def write_mined(path: Path, table: pa.Table) -> None:
 
 def check_mined(path: Path) -> None:
     """Raise :class:`CorpusError` unless ``path`` can be written by :func:`write_mined`."""
+    check_file(path, MINED_SUFFIXES)
+
+
+def check_file(path: Path, suffixes: Sequence[str]) -> None:
+    """Raise :class:`CorpusError` unless ``path`` can be a file that ends with one of ``suffixes``."""
     _check_above(path)
     if path.is_dir():
-        raise CorpusError(f"--out '{path}' is a folder, expected a file such as '{path / 'mined.parquet'}'")
-    if path.suffix.lower() not in MINED_SUFFIXES:
         raise CorpusError(
-            f"--out '{path}' ends with '{path.suffix}', expected one of {', '.join(MINED_SUFFIXES)}"
+            f"--out '{path}' is a folder, expected a file such as '{path / ('out' + suffixes[0])}'"
         )
+    if path.suffix.lower() not in suffixes:
+        raise CorpusError(f"--out '{path}' ends with '{path.suffix}', expected one of {', '.join(suffixes)}")
+
+
+def read_mined(path: Path) -> pa.Table:
+    """What :func:`write_mined` wrote, as ``MINED_SCHEMA``; raises :class:`CorpusError` if it is no such file."""
+    from pyarrow import csv
+
+    kinds = {field.name: field.type for field in MINED_SCHEMA}
+    read_csv = csv.ConvertOptions(
+        column_types=kinds, strings_can_be_null=True, quoted_strings_can_be_null=False
+    )
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = pq.read_table(path)
+        elif path.suffix.lower() == ".csv":
+            table = csv.read_csv(path, convert_options=read_csv)
+        else:
+            rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+            table = table_of(list(rows), MINED_SCHEMA)
+        return table.select(MINED_SCHEMA.names).cast(MINED_SCHEMA)
+    except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise CorpusError(
+            f"--mined {path}: {first}; expected a file written by `corpus-builder mine --out`"
+        ) from None
 
 
 def open_artifact(folder: Path) -> Artifact:

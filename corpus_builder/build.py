@@ -18,9 +18,16 @@ from corpus_builder.captions import (
     tally_captions,
     work_folder,
 )
-from corpus_builder.config import BODY_PARTS, SOURCES, CorpusConfig, CorpusError, check_templates
+from corpus_builder.config import (
+    BODY_PARTS,
+    DEFAULT_TEMPLATES,
+    SOURCES,
+    CorpusConfig,
+    CorpusError,
+    check_templates,
+)
 from corpus_builder.disambiguate import Choice
-from corpus_builder.entities import Found, Gathered, gather, judge, merge_pairs
+from corpus_builder.entities import Found, Gathered, gather, judge, merge_pairs, with_descriptions
 from corpus_builder.mine import Candidate, Limits, mine, reasons
 from corpus_builder.relations import expand
 from corpus_builder.senses import Chooser, load_chooser
@@ -28,11 +35,13 @@ from corpus_builder.sources import (
     LabelFile,
     iter_captions,
     label_mentions,
+    read_descriptions,
     read_expansions,
     read_labels,
 )
 from corpus_builder.tables import candidate_table, entity_table, merge_table, sense_table, with_embeddings
 from corpus_builder.taggers import Tagger, load_taggers
+from corpus_builder.templates import load_templates
 from corpus_builder.wordlists import WordList, check_synsets, read_list
 from corpus_builder.wordnet import Lexicon, open_lexicon
 
@@ -51,6 +60,8 @@ class Inputs:
     nltk_data: Path | None = None
     allow: Path | None = None
     deny: Path | None = None
+    descriptions: Path | None = None
+    """Phrase -> description, for the entities of a build that have no sense."""
 
     def __post_init__(self) -> None:
         """Raises :class:`CorpusError` if there is nothing to mine."""
@@ -183,35 +194,36 @@ def build_corpus(
 
     artifact.check_room(out, "corpus", force=force)
     check_model(model, pretrained)
-    choose_device(device)
+    choose_device(device, config.precision)
+    descriptions = read_descriptions(inputs.descriptions) if inputs.descriptions else {}
     clock = _Clock()
     # a CLIP that reads glosses is needed before mining; otherwise a big model waits until mining has gone well
     early = config.strategy == "clip" and config.sense_model is None
-    encoder = load_text_encoder(model, pretrained, device) if early else None
+    encoder = load_text_encoder(model, pretrained, device, config.precision) if early else None
     work = work_folder(out)
     report = mine_corpus(inputs, config, say, device=device, encoder=encoder, processes=processes, work=work)
-    gathered = gather(report.found)
+    gathered = with_descriptions(gather(report.found), descriptions)
     if not gathered.entities:
         raise CorpusError(
             f"no entity was found in {report.mentions} mentions; try --taggers both or --body-parts"
         )
     clock.lap("mine")
     say(f"{len(gathered.entities)} entities from {report.mentions} mentions; loading {model}")
-    encoder = encoder or load_text_encoder(model, pretrained, device)
+    encoder = encoder or load_text_encoder(model, pretrained, device, config.precision)
     clock.lap("load model")
     say("embedding")
-    texts = [entity.text for entity in gathered.entities]
+    texts = [entity.text(config.entity_text) for entity in gathered.entities]
     truncated = encoder.truncated(texts)
     gathered, vectors = _unite_near(gathered, encoder.encode(texts), config.merge_above)
     clock.lap("embed")
-    counts = report.counts | _entity_counts(gathered) | {"texts_truncated": truncated}
+    counts = report.counts | _entity_counts(gathered, descriptions) | {"texts_truncated": truncated}
     facts = {
         "config": asdict(config) | {"spacy_model": report.spacy_model},
         "inputs": report.inputs,
         "model": encoder.info,
         "counts": counts,
     }
-    table = entity_table(gathered.entities, vectors, open_lexicon(inputs.nltk_data).kind)
+    table = entity_table(gathered.entities, vectors, open_lexicon(inputs.nltk_data).kind, config.entity_text)
     built = build_index(vectors, config.index)
     say(f"index: {built.kind}, recall@1 {built.recall_at_1:.4f} against exact search")
     told = {
@@ -243,21 +255,21 @@ def build_labels(
     label_column: str | None = None,
     templates: Sequence[str] = (),
     device: str = "auto",
+    precision: str = "fp32",
     force: bool = False,
     say: Say = lambda line: None,
 ) -> BuildReport:
     """Embed class names over ``templates`` and publish a Labels artifact under ``out``."""
-    from corpus_builder.config import TEMPLATES
     from corpus_builder.embed import check_model, choose_device, embed_labels, load_text_encoder
 
     artifact.check_room(out, "labels", force=force)
-    chosen = check_templates(templates or TEMPLATES)
+    chosen = check_templates(templates or load_templates(DEFAULT_TEMPLATES))
     labels = read_labels(path, label_column).labels
     check_model(model, pretrained)
-    choose_device(device)
+    choose_device(device, precision)
     clock = _Clock()
     say(f"loading {model}")
-    encoder = load_text_encoder(model, pretrained, device)
+    encoder = load_text_encoder(model, pretrained, device, precision)
     clock.lap("load model")
     say(f"embedding {len(labels)} labels in {len(chosen)} templates")
     names = [label.name for label in labels]
@@ -268,7 +280,7 @@ def build_labels(
     table = with_embeddings(rows, vectors, schema)
     prompts = [template.replace("{}", name) for name in names for template in chosen]
     facts = {
-        "config": {"templates": list(chosen), "label_column": label_column},
+        "config": {"templates": list(chosen), "label_column": label_column, "precision": precision},
         "inputs": {"labels": artifact.file_input(path)},
         "model": encoder.info,
         "counts": {"labels": len(labels), "texts_truncated": encoder.truncated(prompts)},
@@ -313,6 +325,9 @@ def _from_labels(
         for candidate in candidates:
             choice = choose(candidate, text)
             yield Found(mention.label, candidate, mention.source, choice, contexts=(mention.text,))
+        if not candidates and mention.source == "expansion":
+            nothing = Candidate(mention.text, mention.text, "whole", "no noun")
+            yield Found(mention.label, nothing, mention.source, Choice(None, 0.0), contexts=(mention.text,))
 
 
 def _read_list(path: Path | None, option: str, lexicon: Lexicon) -> WordList:
@@ -360,13 +375,17 @@ def _unite_near(gathered: Gathered, vectors: Any, above: float | None) -> tuple[
     return Gathered(united.entities, (*gathered.merges, *united.merges)), vectors[kept]
 
 
-def _entity_counts(gathered: Gathered) -> dict[str, Any]:
+def _entity_counts(gathered: Gathered, descriptions: Mapping[str, str]) -> dict[str, Any]:
+    told = [entity for entity in gathered.entities if entity.description]
+    names = {name for entity in told for name in (entity.name, *entity.aliases)}
     sources = Counter(entity.source for entity in gathered.entities)
     merges = Counter(merge.reason for merge in gathered.merges)
     return {
         "entities": len(gathered.entities),
         "entities_by_source": {source: sources[source] for source in SOURCES if sources[source]},
         "entities_with_sense": sum(entity.sense is not None for entity in gathered.entities),
+        "entities_described": len(told),
+        "descriptions_unused": len(descriptions.keys() - names),
         "entities_merged": dict(sorted(merges.items())),
     }
 
@@ -377,6 +396,7 @@ def _input_facts(inputs: Inputs, lexicon: Lexicon) -> dict[str, Any]:
         "captions": inputs.captions,
         "allow": inputs.allow,
         "deny": inputs.deny,
+        "descriptions": inputs.descriptions,
     }
     files |= {f"expansions{number}": path for number, path in enumerate(inputs.expansions)}
     facts: dict[str, Any] = {

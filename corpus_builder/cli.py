@@ -11,7 +11,13 @@ import typer
 from corpus_builder import __version__
 from corpus_builder.cli_expand import app as expand_app
 from corpus_builder.cli_reuse import app as reuse_app
-from corpus_builder.config import DEFAULT_SPACY_MODEL, CorpusConfig, CorpusError
+from corpus_builder.config import (
+    DEFAULT_SPACY_MODEL,
+    DEFAULT_TEMPLATES,
+    ENTITY_TEXT,
+    CorpusConfig,
+    CorpusError,
+)
 from corpus_builder.options import (
     Allow,
     AsJson,
@@ -19,7 +25,9 @@ from corpus_builder.options import (
     CaptionColumn,
     Captions,
     Deny,
+    Descriptions,
     Device,
+    EntityText,
     Expansions,
     Force,
     Index,
@@ -32,6 +40,7 @@ from corpus_builder.options import (
     Model,
     NltkData,
     OutDir,
+    Precision,
     Pretrained,
     Processes,
     Quiet,
@@ -42,6 +51,7 @@ from corpus_builder.options import (
     Strategy,
     Taggers,
     Templates,
+    TemplateSet,
     make_say,
     plain_errors,
 )
@@ -127,6 +137,7 @@ def build_cli(
     captions: Captions = None,
     pretrained: Pretrained = None,
     expansions: Expansions = None,
+    descriptions: Descriptions = None,
     label_column: LabelColumn = None,
     caption_column: CaptionColumn = None,
     spacy_model: SpacyModel = DEFAULT_SPACY_MODEL,
@@ -141,10 +152,12 @@ def build_cli(
     nltk_data: NltkData = None,
     allow: Allow = None,
     deny: Deny = None,
+    entity_text: EntityText = ENTITY_TEXT,
     merge_above: MergeAbove = None,
     index: Index = "auto",
     processes: Processes = 1,
     device: Device = "auto",
+    precision: Precision = "fp32",
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
@@ -171,21 +184,29 @@ def labels_cli(
     pretrained: Pretrained = None,
     label_column: LabelColumn = None,
     template: Templates = None,
+    templates: TemplateSet = None,
     device: Device = "auto",
+    precision: Precision = "fp32",
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Embed class names, averaged over prompt templates, so that training and prediction need no CLIP."""
     from corpus_builder import build
+    from corpus_builder.templates import load_templates
 
+    if template and templates:
+        raise CorpusError(
+            "--template and --templates exclude each other: give prompts, or a set or file of them"
+        )
     report = build.build_labels(
         labels,
         model,
         pretrained,
         out,
         label_column=label_column,
-        templates=template or (),
+        templates=template or load_templates(templates or DEFAULT_TEMPLATES),
         device=device,
+        precision=precision,
         force=force,
         say=make_say(quiet),
     )

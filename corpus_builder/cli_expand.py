@@ -1,44 +1,77 @@
-"""Commands that ask a language model for visual cues of labels: ``corpus-builder expand ...``."""
+"""Commands that ask a language model about labels or phrases: ``corpus-builder expand ...``."""
 
 import json
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from corpus_builder.options import LabelColumn, LabelsFile, Quiet, make_say, plain_errors
+from corpus_builder.options import AsJson, LabelColumn, MaybeLabels, Quiet, make_say, plain_errors
 
 app = typer.Typer(
-    no_args_is_help=True, help="Ask a language model for the objects, parts, scenes and roles of labels."
+    no_args_is_help=True,
+    help="Ask a language model for visual cues of labels (--labels), or for descriptions of the phrases that WordNet"
+    " does not know (--corpus, --mined or --phrases).",
 )
 
 LlmModel = Annotated[str, typer.Option("--model", help="The language model's name at the server.")]
-Most = Annotated[int, typer.Option("--most", min=1, help="Phrases of each sort.")]
+Phrases = Annotated[
+    Path | None, typer.Option("--phrases", help="Text file: phrases to describe, one a line.")
+]
+CorpusFolder = Annotated[
+    Path | None, typer.Option("--corpus", help="Corpus whose entities without a gloss are to be described.")
+]
+Mined = Annotated[
+    Path | None, typer.Option("--mined", help="File of `mine`, whose entities without a gloss are described.")
+]
+Most = Annotated[int, typer.Option("--most", min=1, help="Cues of each sort.")]
+Cache = Annotated[
+    Path | None, typer.Option("--cache", help="SQLite file of replies [default: beside --out].")
+]
 OutFile = Annotated[
-    Path, typer.Option("--out", help="JSON file to write, for --expansions of mine and build.")
+    Path,
+    typer.Option("--out", help="JSON file to write: cues for --expansions, descriptions for --descriptions."),
 ]
 
 
-def _tell(out: Path, result: Any) -> None:
-    """Say what came of it; some labels without an answer are exit code 2: done, with failures."""
-    told = result.report
-    typer.echo(f"{out}: {told['answered']} of {told['labels']} labels answered, {told['phrases']} phrases")
-    if told["failed"]:
-        reasons = sorted(set(told["failed"].values()))
-        typer.echo(
-            f"{len(told['failed'])} labels failed ({'; '.join(reasons)[:300]}); they are in"
-            f" {out.with_suffix('.report.json').name}. Run again to ask for them only",
-            err=True,
-        )
-        raise typer.Exit(2)
+def _questions(given: Mapping[str, Any]) -> list[Any]:
+    """The questions that the options of a command ask for."""
+    from corpus_builder.artifact import check_file
+    from corpus_builder.expansion import read_questions
+
+    check_file(given["out"], (".jsonl",) if given["out"].suffix == ".jsonl" else (".json",))
+    names = ("labels", "label_column", "phrases", "corpus", "mined", "most")
+    return read_questions(**{name: given[name] for name in names})
+
+
+def _tell(out: Path, told: Mapping[str, Any], as_json: bool) -> None:
+    """Say what came of it; some questions without an answer are exit code 2: done, with failures."""
+    line = f"{out}: {told['answered']} of {told['asked']} answered, {told['kept']} texts kept"
+    dropped = ", ".join(f"{reason} {number}" for reason, number in told["dropped"].items())
+    typer.echo(json.dumps(told) if as_json else line + (f" (dropped: {dropped})" if dropped else ""))
+    if not told["failed"]:
+        return
+    reasons = sorted(set(told["failed"].values()))
+    other = " The batch was made with another --model, --most or source?" if told.get("unknown_id") else ""
+    typer.echo(
+        f"{len(told['failed'])} failed ({'; '.join(reasons)[:300]}); they are in"
+        f" {out.with_suffix('.report.json').name}. `expand ask` asks for them only.{other}",
+        err=True,
+    )
+    raise typer.Exit(2)
 
 
 @app.command("ask")
 @plain_errors
 def ask_cli(
-    labels: LabelsFile,
     model: LlmModel,
     out: OutFile,
+    labels: MaybeLabels = None,
+    phrases: Phrases = None,
+    corpus: CorpusFolder = None,
+    mined: Mined = None,
     base_url: Annotated[
         str | None, typer.Option("--base-url", help="Server that speaks the OpenAI protocol, such as .../v1.")
     ] = None,
@@ -46,60 +79,76 @@ def ask_cli(
         str,
         typer.Option("--key-env", help="Environment variable with the key; it is never written anywhere."),
     ] = "OPENAI_API_KEY",
-    cache: Annotated[
-        Path | None, typer.Option("--cache", help="SQLite file of replies [default: beside --out].")
-    ] = None,
+    cache: Cache = None,
     most: Most = 6,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests at a time.")] = 4,
-    max_requests: Annotated[int, typer.Option("--max-requests", help="Stop after so many; 0: no limit.")] = 0,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Stop after so many; 0: no limit.")] = 0,
-    per_minute: Annotated[int, typer.Option("--requests-per-minute", help="0: no limit.")] = 0,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for an answer.")] = 60.0,
+    max_requests: Annotated[
+        int, typer.Option("--max-requests", min=0, help="Stop after so many; 0: no limit.")
+    ] = 0,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=0, help="Stop after so many; 0: no limit.")
+    ] = 0,
+    per_minute: Annotated[int, typer.Option("--requests-per-minute", min=0, help="0: no limit.")] = 0,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.")] = 60,
     tries: Annotated[int, typer.Option("--tries", min=1, help="Times to ask a failing server.")] = 5,
     label_column: LabelColumn = None,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Ask a server; replies are cached, so running again asks only for what is missing."""
-    from corpus_builder import expansion, llm
-    from corpus_builder.sources import read_labels
+    questions = _questions(locals())
+    from corpus_builder import asking, llm
 
-    file = read_labels(labels, label_column)
+    key = llm.key_of(key_env, base_url)
     limits = llm.Limits(max_requests, max_tokens, per_minute, timeout, tries)
-    store = llm.ReplyCache(cache or out.with_suffix(".sqlite"))
-    chat = llm.Chat(base_url, llm.key_of(key_env, base_url), store, limits)
-    result = expansion.expand_online(
-        file.labels, chat, model, most=most, concurrency=concurrency, say=make_say(quiet)
-    )
-    store.close()
-    expansion.write_expansion(out, result)
-    _tell(out, result)
+    with closing(llm.ReplyCache(cache or out.with_suffix(".sqlite"))) as store:
+        chat = llm.Chat(base_url, key, store, limits)
+        result = asking.ask_all(questions, chat, model, concurrency=concurrency, say=make_say(quiet))
+    asking.write_answers(out, result)
+    _tell(out, result.report, as_json)
 
 
 @app.command("export")
 @plain_errors
-def export_cli(labels: LabelsFile, model: LlmModel, out: OutFile, most: Most = 6) -> None:
+def export_cli(
+    model: LlmModel,
+    out: Annotated[Path, typer.Option("--out", help="JSON-lines file (.jsonl) of requests to write.")],
+    labels: MaybeLabels = None,
+    phrases: Phrases = None,
+    corpus: CorpusFolder = None,
+    mined: Mined = None,
+    most: Most = 6,
+    label_column: LabelColumn = None,
+) -> None:
     """Write the same requests as OpenAI-batch JSON lines, for a batch service or an offline server."""
-    from corpus_builder import expansion
+    questions = _questions(locals())
+    from corpus_builder import asking
 
-    typer.echo(f"{out}: {expansion.write_requests(labels, model, out, most=most)} requests")
+    typer.echo(f"{out}: {asking.write_requests(questions, model, out)} requests")
 
 
 @app.command("import")
 @plain_errors
 def import_cli(
-    labels: LabelsFile,
     model: LlmModel,
-    replies: Annotated[Path, typer.Option("--replies", help="JSON lines that the batch gave back.")],
+    replies: Annotated[
+        list[Path], typer.Option("--replies", help="JSON lines that the batch gave back. Repeatable.")
+    ],
     out: OutFile,
+    labels: MaybeLabels = None,
+    phrases: Phrases = None,
+    corpus: CorpusFolder = None,
+    mined: Mined = None,
+    cache: Cache = None,
     most: Most = 6,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    label_column: LabelColumn = None,
+    as_json: AsJson = False,
 ) -> None:
     """Read the replies of a batch; missing, failed and unknown ones are reported."""
-    from corpus_builder import expansion
-    from corpus_builder.sources import read_labels
+    questions = _questions(locals())
+    from corpus_builder import asking, llm
 
-    result = expansion.read_replies(read_labels(labels).labels, replies, model, most=most)
-    expansion.write_expansion(out, result)
-    if as_json:
-        typer.echo(json.dumps(result.report))
-    _tell(out, result)
+    with closing(llm.ReplyCache(cache or out.with_suffix(".sqlite"))) as store:
+        result = asking.read_batch(questions, replies, model, store)
+    asking.write_answers(out, result)
+    _tell(out, result.report, as_json)

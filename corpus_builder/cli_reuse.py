@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from corpus_builder.options import AsJson, Device, Force, Model, OutDir, Pretrained, plain_errors
+from corpus_builder.options import AsJson, Device, Force, Model, OutDir, Precision, Pretrained, plain_errors
 
 app = typer.Typer()
 Corpus = Annotated[Path, typer.Argument(help="Corpus folder.", metavar="CORPUS")]
@@ -134,12 +134,14 @@ def re_embed_cli(
     out: OutDir,
     pretrained: Pretrained = None,
     device: Device = "auto",
+    precision: Precision = "fp32",
     force: Force = False,
 ) -> None:
     """Embed the same entities, under the same ids, with another CLIP."""
     from corpus_builder import reuse
 
-    _tell(out, reuse.re_embed(corpus, out, model, pretrained, device=device, force=force))
+    told = reuse.re_embed(corpus, out, model, pretrained, device=device, precision=precision, force=force)
+    _tell(out, told)
 
 
 @app.command("diff")

@@ -1,12 +1,14 @@
 """Settings of the corpus stage, its fixed vocabularies and its error class. Standard library only."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 TAGGER_CHOICES = ("both", "spacy", "nltk", "wordnet")
 LEARNED_STRATEGIES = ("clip", "t5")
 STRATEGIES = ("extended", "lesk", "first", *LEARNED_STRATEGIES)
+PRECISIONS = ("fp32", "bf16", "fp16")
 INDEX_CHOICES = ("auto", "flat", "ivf", "hnsw")
 SOURCES = ("label", "caption", "expansion", "body_part")
 KINDS = (
@@ -30,11 +32,10 @@ EXAMPLES = 3
 
 DEFAULT_SPACY_MODEL = "en_core_web_sm"
 
-_STEMS = ("a photo", "a video", "an example", "a demonstration")
-_FORMS = ("of {}.", "of a person {}.", "of the action {}.", "showing {}, a human activity.")
+DEFAULT_TEMPLATES = "default"
+"""Name of the set of prompts, in ``templates.json``, that class names are embedded with unless told otherwise."""
 
-TEMPLATES: tuple[str, ...] = tuple(f"{stem} {form}" for stem in _STEMS for form in _FORMS)
-"""Prompts whose embeddings are averaged into one class vector: four stems in four forms."""
+ENTITY_TEXT = "{unit}: {description}"
 
 BODY_PARTS: tuple[tuple[str, str], ...] = (
     ("head", "head.n.01"),
@@ -112,6 +113,10 @@ class CorpusConfig:
     """Longest entity, in words."""
     min_letters: int = 2
     """Shortest entity, in characters."""
+    entity_text: str = ENTITY_TEXT
+    """How the text of an entity is made of its ``{unit}`` and ``{description}``, each once."""
+    precision: str = "fp32"
+    """Arithmetic of the text tower: ``fp32``, or on a GPU ``bf16`` or ``fp16`` (autocast)."""
     index: str = "auto"
     """FAISS index: ``flat`` (exact), ``ivf``, ``hnsw``, or ``auto`` by size."""
     merge_above: float | None = None
@@ -121,8 +126,14 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         """Check every option; raises :class:`CorpusError`."""
         check_choice("--taggers", self.taggers, TAGGER_CHOICES)
+        check_choice("--precision", self.precision, PRECISIONS)
         check_choice("--index", self.index, INDEX_CHOICES)
         check_choice("--strategy", self.strategy, STRATEGIES)
+        if sorted(re.findall(r"\{.*?\}", self.entity_text)) != ["{description}", "{unit}"]:
+            raise CorpusError(
+                f"--entity-text is '{self.entity_text}', expected {{unit}} and {{description}} once each, such as"
+                f" '{ENTITY_TEXT}'"
+            )
         for option, value in (("--min-count", self.min_count), ("--max-words", self.max_words)):
             if value < 1:
                 raise CorpusError(f"{option} is {value}, expected at least 1")

@@ -5,6 +5,7 @@ the alignments made with them can be told to come from one model.
 """
 
 import hashlib
+import itertools
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,10 +21,14 @@ from jaxtyping import Float, Int
 from PIL.Image import Image
 from torch import Tensor
 
-from corpus_builder.config import CorpusError, did_you_mean
+from corpus_builder.config import PRECISIONS, CorpusError, check_choice, did_you_mean
 
-BATCH = 64
+BATCH = {"cpu": 8, "cuda": 256}
+"""Texts in every batch, by kind of device; the last is filled up."""
+STEP = 4
+"""Lengths are rounded up to a multiple of so many tokens: few kinds of batches, little padding."""
 SEED = 0
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @runtime_checkable
@@ -44,23 +49,51 @@ class TextEncoder(Protocol):
 class OpenClip:
     """The towers of an open_clip model, on one device."""
 
-    def __init__(self, model: Any, tokenizer: Any, info: dict[str, Any], device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        info: dict[str, Any],
+        device: str = "cpu",
+        precision: str = "fp32",
+    ) -> None:
         self._model = model.eval().to(device)
         self._tokenizer = tokenizer
         self._device = device
+        self._kind = device.partition(":")[0]
+        self._precision = precision
         self.info = info
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
-        """Unit float32 vectors, one row per text; a text beyond the context length is cut."""
-        rows = [self._encode_batch(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
-        if not rows:
-            return np.zeros((0, self.info["embed_dim"]), dtype=np.float32)
-        return torch.cat(rows).cpu().numpy()
+        """Unit float32 vectors, one row per text; a text beyond the context length is cut.
 
-    def _encode_batch(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
-        tokens = self._tokenizer(list(texts)).to(self._device)
-        return torch.nn.functional.normalize(text_features(self._model, tokens).float(), dim=-1)
+        A text's vector depends on nothing but the text: batches are of one shape per length, and a kernel adds up
+        a row in the same order whatever the other rows hold. The order of the batches' rows is that of the texts
+        themselves, so that even a kernel that does not would give the same rows for texts in another order.
+        """
+        out = np.zeros((len(texts), self.info["embed_dim"]), dtype=np.float32)
+        if not texts:
+            return out
+        tokens = self._tokenizer(list(texts))
+        lengths = lengths_of(self._model, tokens)
+        order = sorted(range(len(texts)), key=lambda row: (lengths[row], texts[row]))
+        for length, group in itertools.groupby(order, key=lengths.__getitem__):
+            rows, size = list(group), BATCH[self._kind]
+            for batch in (rows[start : start + size] for start in range(0, len(rows), size)):
+                out[batch] = self._encode_batch(tokens[batch], length)
+        return out
+
+    def _encode_batch(
+        self, tokens: Int[Tensor, "texts context"], length: int
+    ) -> Float[np.ndarray, "texts dim"]:
+        """Unit vectors of texts of one length, in a batch filled up with the first of them."""
+        missing = BATCH[self._kind] - len(tokens)
+        filled = torch.cat([tokens, tokens[:1].expand(missing, -1)]).to(self._device)
+        half = DTYPES.get(self._precision)
+        with torch.autocast(self._kind, half, enabled=half is not None):
+            features = text_features(self._model, filled, length)
+        return torch.nn.functional.normalize(features.float(), dim=-1)[: len(tokens)].cpu().numpy()
 
     @torch.inference_mode()
     def encode_images(self, images: Iterable[Image]) -> Float[np.ndarray, "images dim"]:
@@ -93,41 +126,54 @@ class OpenClip:
         return sum(len(self._tokenizer.encode(text)) + 2 > length for text in texts)
 
 
-def text_features(model: Any, tokens: Int[Tensor, "texts context"]) -> Float[Tensor, "texts dim"]:
-    """``model.encode_text`` up to length, on no more of the context than the longest text fills.
+def lengths_of(model: Any, tokens: Int[Tensor, "texts context"]) -> list[int]:
+    """How much of the context each text needs, in steps of ``STEP`` tokens.
 
     Under a causal mask nothing after the end mark reaches it, so padding can be cut: several times the speed
-    on short prompts, the same vectors to rounding. Models of another build are run as they are.
+    on short prompts, the same vectors to rounding. Models of another build need all of the context.
     """
     import open_clip
 
+    context = tokens.shape[1]
     causal = isinstance(model, open_clip.CLIP) and model.attn_mask is not None
     if not causal or model.text_pool_type != "argmax":
+        return [context] * len(tokens)
+    filled = tokens.argmax(dim=-1) + 1
+    return (-(-filled // STEP) * STEP).clamp(max=context).tolist()
+
+
+def text_features(
+    model: Any, tokens: Int[Tensor, "texts context"], length: int
+) -> Float[Tensor, "texts dim"]:
+    """``model.encode_text`` up to length, on the first ``length`` tokens (see :func:`lengths_of`)."""
+    if length == tokens.shape[1]:
         return model.encode_text(tokens)
-    filled = int(tokens.argmax(dim=-1).max()) + 1
     short = {
-        "positional_embedding": model.positional_embedding[:filled],
-        "attn_mask": model.attn_mask[:filled, :filled],
+        "positional_embedding": model.positional_embedding[:length],
+        "attn_mask": model.attn_mask[:length, :length],
     }
-    out = torch.func.functional_call(model, short, (), {"text": tokens[:, :filled]})
+    out = torch.func.functional_call(model, short, (), {"text": tokens[:, :length]})
     return out["text_features"] if isinstance(out, dict) else out[1]
 
 
-def load_text_encoder(name: str, pretrained: str | None = None, device: str = "auto") -> OpenClip:
+def load_text_encoder(
+    name: str, pretrained: str | None = None, device: str = "auto", precision: str = "fp32"
+) -> OpenClip:
     """Load an open_clip model; its image tower comes with it.
 
     Args:
         name: a built-in architecture, ``hf-hub:org/repo`` or ``local-dir:PATH``.
         pretrained: a tag or a weights file; ``none`` for seeded random weights; to be left out with a schema.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for whichever there is.
+        precision: ``fp32``, or on a GPU ``bf16`` or ``fp16`` (autocast).
 
     Raises:
-        CorpusError: unknown name or tag, no such device, weights missing or not to be had; says which
-            choices there are.
+        CorpusError: unknown name or tag, no such device, half precision without a GPU, weights missing or not to
+            be had; says which choices there are.
     """
     import open_clip
 
-    chosen = choose_device(device)
+    chosen = choose_device(device, precision)
     name = check_model(name, pretrained)
     try:
         with _quiet_loggers():
@@ -142,19 +188,25 @@ def load_text_encoder(name: str, pretrained: str | None = None, device: str = "a
         "embed_dim": _embed_dim(model, tokenizer),
         "random_weights": pretrained == "none",
     }
-    return OpenClip(model, tokenizer, info, chosen)
+    return OpenClip(model, tokenizer, info, chosen, precision)
 
 
-def choose_device(device: str) -> str:
-    """The torch device of ``--device``; raises :class:`CorpusError` unless this machine has it."""
+def choose_device(device: str, precision: str = "fp32") -> str:
+    """The torch device of ``--device``.
+
+    Raises :class:`CorpusError` unless this machine has it, and it has ``--precision``: a CPU computes in fp32.
+    """
+    check_choice("--precision", precision, PRECISIONS)
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         hint = did_you_mean(device, ("auto", "cpu", "cuda"))
         raise CorpusError(f"--device is '{device}', expected auto, cpu, cuda or cuda:N{hint}")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device != "cpu" and int(device.partition(":")[2] or 0) >= gpus:
         raise CorpusError(f"--device is '{device}', found {gpus} usable GPUs; use --device cpu or auto")
+    if device == "cpu" and precision != "fp32":
+        raise CorpusError(f"--precision {precision} needs a GPU, the device is cpu; use --precision fp32")
     return device
 
 

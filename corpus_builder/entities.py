@@ -8,10 +8,10 @@ their counts added and their labels united.
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from corpus_builder.config import EXAMPLES, SOURCES
+from corpus_builder.config import ENTITY_TEXT, EXAMPLES, SOURCES
 from corpus_builder.describe import describe
 from corpus_builder.disambiguate import Choice
 from corpus_builder.mine import Candidate
@@ -64,6 +64,8 @@ class Entity:
     labels: frozenset[str] = frozenset()
     aliases: frozenset[str] = frozenset()
     contexts: tuple[str, ...] = ()
+    description: str | None = None
+    """What a phrase without a sense is, as a file of descriptions has it."""
 
     @property
     def sense(self) -> Sense | None:
@@ -76,9 +78,13 @@ class Entity:
         return self.sources[0]
 
     @property
-    def text(self) -> str:
-        """What is embedded."""
-        return describe(self.name, self.sense.gloss if self.sense else None)
+    def gloss(self) -> str | None:
+        """The definition of its sense, else its description."""
+        return self.sense.gloss if self.sense else self.description
+
+    def text(self, form: str = ENTITY_TEXT) -> str:
+        """What is embedded, in a form of :func:`corpus_builder.describe.describe`."""
+        return describe(self.name, self.gloss, form)
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,16 @@ def gather(found: Iterable[Found]) -> Gathered:
         if item.candidate.kept:
             groups.setdefault(item.key, []).append(item)
     return _unite_variants(sorted((_entity(key, group) for key, group in groups.items()), key=_order))
+
+
+def with_descriptions(gathered: Gathered, descriptions: Mapping[str, str]) -> Gathered:
+    """The same, each entity without a sense with the description of its name, or else of one of its aliases."""
+
+    def described(entity: Entity) -> Entity:
+        names = [name for name in (entity.name, *sorted(entity.aliases)) if name in descriptions]
+        return replace(entity, description=descriptions[names[0]]) if names and not entity.sense else entity
+
+    return replace(gathered, entities=tuple(map(described, gathered.entities)))
 
 
 def judge(found: Iterable[Found], allow: WordList, deny: WordList) -> list[Found]:

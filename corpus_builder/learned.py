@@ -43,8 +43,7 @@ class ClipScorer:
         """See ``Scorer``; from -1 to 1."""
         glosses = [f"{sense.form}: {sense.gloss}" for sense in senses]
         missing = [one for one in dict.fromkeys([text, *glosses]) if one not in self._vectors]
-        # one text at a time is a batch of one each, so that no score depends on what else was asked
-        self._vectors.update((one, self._encoder.encode([one])[0]) for one in missing)
+        self._vectors.update(zip(missing, self._encoder.encode(missing), strict=True))
         return [float(self._vectors[gloss] @ self._vectors[text]) for gloss in glosses]
 
 

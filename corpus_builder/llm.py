@@ -6,6 +6,7 @@ makes an expansion repeatable. The key comes from the environment and is cut out
 
 import hashlib
 import json
+import math
 import os
 import random
 import sqlite3
@@ -13,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from corpus_builder.config import CorpusError
 
 TRIES = 5
 LONGEST_WAIT = 60.0
+LONGEST_RETRY_AFTER = 600.0
+"""Seconds that a server may ask to wait; one that asks for more is given up for this run."""
 FORMAT_WORDS = ("response_format", "json_schema", "json_object")
 
 Body = Mapping[str, Any]
@@ -51,7 +56,7 @@ class Limits:
 def request_key(body: Body) -> str:
     """SHA-256 of a request's body in canonical JSON."""
     told = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(told.encode()).hexdigest()
+    return hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()
 
 
 class ReplyCache:
@@ -60,36 +65,46 @@ class ReplyCache:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
+        self._path = path
         try:
-            self._base = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._base.execute("PRAGMA journal_mode=WAL")
-            self._base.execute("PRAGMA synchronous=FULL")
-            self._base.execute(
-                "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, body TEXT NOT NULL, reply TEXT NOT NULL,"
-                " tokens INTEGER NOT NULL, seconds REAL NOT NULL) STRICT"
-            )
-        except sqlite3.DatabaseError as error:
-            raise CorpusError(
-                f"--cache {path} is no cache of replies ({error}); choose another file"
-            ) from None
+            self._base = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=60.0)
+        except sqlite3.Error as error:
+            raise self._no_cache(error) from None
+        self._run("PRAGMA journal_mode=WAL")
+        self._run("PRAGMA synchronous=FULL")
+        self._run(
+            "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, body TEXT NOT NULL, reply TEXT NOT NULL,"
+            " tokens INTEGER NOT NULL, seconds REAL NOT NULL) STRICT"
+        )
 
-    def get(self, key: str) -> str | None:
+    def get(self, body: Body) -> str | None:
         """The reply to a request, or None."""
-        with self._lock:
-            row = self._base.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
-        return row[0] if row else None
+        rows = self._run("SELECT reply FROM replies WHERE key = ?", request_key(body))
+        return rows[0][0] if rows else None
 
-    def put(self, key: str, body: str, reply: str, tokens: int, seconds: float) -> None:
+    def put(self, body: Body, reply: str, tokens: int = 0, seconds: float = 0.0) -> None:
         """Store a reply for good; the first one stays."""
-        with self._lock:
-            self._base.execute(
-                "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?)", (key, body, reply, tokens, seconds)
-            )
+        told = json.dumps(body, sort_keys=True, ensure_ascii=True)
+        row = request_key(body), told, reply, tokens, seconds
+        self._run("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?)", *row)
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             self._base.close()
+
+    def _run(self, command: str, *values: Any) -> list[Any]:
+        try:
+            with self._lock:
+                return self._base.execute(command, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._no_cache(error) from None
+
+    def _no_cache(self, error: sqlite3.Error) -> CorpusError:
+        return CorpusError(
+            f"--cache {self._path} is no cache of replies that can be used ({error}); choose another file, or end"
+            " whatever else writes it"
+        )
 
 
 class Chat:
@@ -124,9 +139,16 @@ class Chat:
         self._random = random.Random(seed)
         self._lock = threading.Lock()
         self._next = 0.0
+        self._turns: dict[str, threading.Lock] = {}
+        self.refused: set[str] = set()
+        """Forms of answer that the server is known not to know."""
         self.requests = 0
         self.tokens = 0
         self.cached = 0
+
+    def known(self, body: Body) -> bool:
+        """Whether the request was ever answered."""
+        return self._cache.get(body) is not None
 
     def ask(self, body: Body) -> str:
         """The text of the answer to a request; from the cache if it was ever answered.
@@ -136,31 +158,35 @@ class Chat:
             NoSuchFormat: the server refuses ``response_format``.
             Failed: the server refuses the request, or failed ``limits.tries`` times.
         """
-        key = request_key(body)
-        known = self._cache.get(key)
-        if known is not None:
-            with self._lock:
-                self.cached += 1
-            return known
+        with self._lock:
+            turn = self._turns.setdefault(request_key(body), threading.Lock())
+        with turn:  # two threads with one question: the second finds the first one's answer
+            known = self._cache.get(body)
+            if known is None:
+                return self._pay(body)
+        with self._lock:
+            self.cached += 1
+        return known
+
+    def _pay(self, body: Body) -> str:
         problem = "no answer"
         for attempt in range(self._limits.tries):
             self._spend()
             started = time.monotonic()
             try:
-                answer = self._client.chat.completions.create(**body)
-                text, tokens = _text_of(answer)
+                text, tokens = _text_of(self._client.chat.completions.create(**body))
             except self._openai.OpenAIError as error:
-                problem, wait = self._judge(error, attempt)
+                problem, wait = self._judge(error, attempt, body)
             except (
                 ValueError,
                 TypeError,
                 AttributeError,
-            ) as error:  # a body that is no JSON, or not of that shape
+                LookupError,
+            ) as error:  # no JSON, or of another shape
                 problem, wait = f"an answer that cannot be read ({type(error).__name__})", self._wait(attempt)
             else:
                 text = self.without_key(text)
-                told = json.dumps(body, sort_keys=True, ensure_ascii=False)
-                self._cache.put(key, told, text, tokens, round(time.monotonic() - started, 3))
+                self._cache.put(body, text, tokens, round(time.monotonic() - started, 3))
                 with self._lock:
                     self.tokens += tokens
                 return text
@@ -186,16 +212,23 @@ class Chat:
         if turn > now:
             self._sleep(turn - now)
 
-    def _judge(self, error: Any, attempt: int) -> tuple[str, float]:
+    def _judge(self, error: Any, attempt: int, body: Body) -> tuple[str, float]:
         """What went wrong in few words and how long to wait; raises :class:`Failed` where waiting helps nothing."""
         told = self.without_key(" ".join(str(error).split()))[:200]
         status = getattr(error, "status_code", None)
         if status is None:
             return type(error).__name__, self._wait(attempt)
-        if status == 429 or status >= 500 or status == 408:
-            after = error.response.headers.get("retry-after", "")
-            return f"status {status}", float(after) if after.isdigit() else self._wait(attempt)
-        if status in (400, 422) and any(word in told for word in FORMAT_WORDS):
+        if status in (408, 409, 429) or status >= 500:
+            after = _retry_after(error.response.headers.get("retry-after", ""))
+            if after is None:
+                return f"status {status}", self._wait(attempt)
+            if after > LONGEST_RETRY_AFTER:
+                raise Failed(f"status {status}, and to be asked again in {after:.0f} s")
+            with self._lock:  # whoever asks next waits too
+                self._next = max(self._next, time.monotonic() + after)
+            return f"status {status}", after
+        if status in (400, 422) and any(word in told for word in FORMAT_WORDS) and "response_format" in body:
+            self.refused.add(body["response_format"]["type"])
             raise NoSuchFormat(told)
         raise Failed(f"status {status}: {told}")
 
@@ -205,8 +238,13 @@ class Chat:
 
 
 def key_of(name: str, base_url: str | None) -> str:
-    """The secret in the environment variable ``name``; a server of one's own may need none."""
-    key = os.environ.get(name, "")
+    """The secret in the environment variable ``name``; a server of one's own may need none.
+
+    Raises :class:`CorpusError` if the default server is meant and there is none, or on a URL that is none.
+    """
+    if base_url is not None and not base_url.startswith(("http://", "https://")):
+        raise CorpusError(f"--base-url is '{base_url}', expected a URL such as http://localhost:8000/v1")
+    key = os.environ.get(name, "").strip()
     if not key and base_url is None:
         raise CorpusError(
             f"no key: set {name} in the environment, or give a server of your own with --base-url"
@@ -214,11 +252,28 @@ def key_of(name: str, base_url: str | None) -> str:
     return key or "none"
 
 
+def clean_text(text: str) -> str:
+    """The text without halves of surrogate pairs, which no file can hold."""
+    return text.encode(errors="replace").decode()
+
+
 def _text_of(answer: Any) -> tuple[str, int]:
     text = answer.choices[0].message.content
     if not isinstance(text, str):
         raise ValueError("no text")
-    return text, int(getattr(answer.usage, "total_tokens", 0) or 0)
+    return clean_text(text), max(0, int(getattr(answer.usage, "total_tokens", 0) or 0))
+
+
+def _retry_after(told: str) -> float | None:
+    """Seconds to wait by a ``Retry-After`` header (seconds, or a date), or None where it tells nothing."""
+    try:
+        seconds = float(told)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(told) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def _import_openai() -> Any:

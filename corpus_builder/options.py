@@ -19,6 +19,12 @@ Expansions = Annotated[
     list[Path] | None,
     typer.Option("--expansions", help="JSON: label or class id -> phrases that belong to it. Repeatable."),
 ]
+Descriptions = Annotated[
+    Path | None,
+    typer.Option(
+        "--descriptions", help="JSON: phrase -> what it is, for entities that WordNet does not know."
+    ),
+]
 LabelColumn = Annotated[
     str | None,
     typer.Option("--label-column", help="Column of a CSV with the names [default: name or label]."),
@@ -77,9 +83,22 @@ Pretrained = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[
+    str, typer.Option("--precision", help="Of the text tower: fp32, or on a GPU bf16 or fp16.")
+]
 Templates = Annotated[
     list[str] | None,
-    typer.Option("--template", help="Prompt with {} for the name, replacing the built-in ones. Repeatable."),
+    typer.Option("--template", help="Prompt with {} for the name, in place of a set. Repeatable."),
+]
+TemplateSet = Annotated[
+    str | None,
+    typer.Option(
+        "--templates",
+        help="Prompts: default, bare, photo, video-of-a-person, actionclip, clip-kinetics, or a text file, one a line.",
+    ),
+]
+EntityText = Annotated[
+    str, typer.Option("--entity-text", help="How {unit} and {description} make the text that is embedded.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Write into a folder that holds other things.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress lines.")]

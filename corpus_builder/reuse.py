@@ -146,7 +146,14 @@ def _check_one_model(corpora: Sequence[Artifact]) -> None:
 
 
 def re_embed(
-    folder: Path, out: Path, model: str, pretrained: str | None, *, device: str = "auto", force: bool = False
+    folder: Path,
+    out: Path,
+    model: str,
+    pretrained: str | None,
+    *,
+    device: str = "auto",
+    precision: str = "fp32",
+    force: bool = False,
 ) -> dict[str, Any]:
     """Write the same entities, under the same ids, in another CLIP's space; returns the manifest."""
     from corpus_builder.embed import check_model, choose_device, load_text_encoder, model_location
@@ -154,14 +161,15 @@ def re_embed(
     corpus = artifact.open_corpus(folder)
     artifact.check_room(out, "corpus", force=force)
     check_model(model, pretrained)
-    choose_device(device)
-    encoder = load_text_encoder(model, pretrained, device)
+    choose_device(device, precision)
+    encoder = load_text_encoder(model, pretrained, device, precision)
     texts = corpus.table["text"].to_pylist()
     vectors = encoder.encode(texts)
     rows = _rows(corpus)
     space = Space(vectors, encoder.info, model_location(model, pretrained), encoder.truncated(texts))
     places = [(0, number) for number in range(len(rows))]
-    return _derive(out, [corpus], places, rows, {"name": "re-embed"}, force, space=space)
+    told = {"name": "re-embed", "precision": precision}
+    return _derive(out, [corpus], places, rows, told, force, space=space)
 
 
 def diff(first: Path, second: Path) -> Difference:

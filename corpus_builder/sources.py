@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from corpus_builder.config import CorpusError, did_you_mean
+from corpus_builder.describe import PARTS, joined
 
 LABEL_COLUMNS = ("name", "label")
 CAPTION_COLUMNS = ("caption", "text")
@@ -168,6 +169,27 @@ def read_expansions(path: Path, labels: Sequence[Label]) -> dict[str, tuple[str,
             f" '{unknown[0]}'{did_you_mean(unknown[0], names)}; is it made for other labels?"
         )
     return {names[key]: _phrases(path, key, value) for key, value in data.items()}
+
+
+def read_descriptions(path: Path) -> dict[str, str]:
+    """Phrase -> description from a JSON dict, as ``corpus-builder expand ask`` writes it, or written by hand.
+
+    A value is a text, or a dict with the text of ``sentence``, ``looks`` or both (see :mod:`corpus_builder.describe`).
+    Raises :class:`CorpusError` if the file is none, or if two keys are one phrase.
+    """
+    _require_file(path, "--descriptions")
+    data = _load_json(path)
+    if not isinstance(data, dict) or not data:
+        raise CorpusError(
+            f"--descriptions {path.name}: got {_kind(data)}, expected a dict of phrase -> description"
+        )
+    found: dict[str, str] = {}
+    for phrase, value in data.items():
+        name = " ".join(phrase.split()).lower()
+        if name in found:
+            raise CorpusError(f"--descriptions {path.name}: '{name}' stands twice; keep one")
+        found[name] = _description(path, phrase, value)
+    return found
 
 
 def iter_captions(path: Path, column: str | None = None) -> Captions:
@@ -415,6 +437,17 @@ def _phrases(path: Path, key: str, value: object) -> tuple[str, ...]:
             f"{path.name}: the value of '{key}' is {_kind(value)}, expected a string or strings"
         )
     return tuple(item.strip() for item in items if item.strip())
+
+
+def _description(path: Path, phrase: str, value: object) -> str:
+    told: dict[str, Any] = value if isinstance(value, dict) else {PARTS[0]: value}
+    parts = [told[name] for name in PARTS if name in told]
+    if not parts or not all(isinstance(part, str) and part.strip() for part in parts):
+        raise CorpusError(
+            f"--descriptions {path.name}: the entry of '{phrase}' is neither a text nor a dict with texts of"
+            f" {' or '.join(PARTS)}; mend or remove it"
+        )
+    return joined(told)
 
 
 def _labels_from_json(path: Path) -> tuple[list[str], None, dict[str, tuple[str, ...]]]:

@@ -9,14 +9,18 @@ from jaxtyping import Float
 
 from corpus_builder import artifact
 from corpus_builder.artifact import table_of
+from corpus_builder.config import ENTITY_TEXT
 from corpus_builder.entities import Entity, Found, Gathered
 from corpus_builder.wordnet import Sense
 
 
 def entity_table(
-    entities: Sequence[Entity], vectors: Float[np.ndarray, "entities dim"], kind: Callable[[Sense], str]
+    entities: Sequence[Entity],
+    vectors: Float[np.ndarray, "entities dim"],
+    kind: Callable[[Sense], str],
+    form: str = ENTITY_TEXT,
 ) -> pa.Table:
-    """``entities.parquet``: row number = entity id; ``kind`` tells what a sense is."""
+    """``entities.parquet``: row number = entity id; ``kind`` tells what a sense is, ``form`` how a text is made."""
     rows = [
         {
             "entity_id": row,
@@ -27,9 +31,9 @@ def entity_table(
             "source": entity.source,
             "sources": entity.sources,
             "sense": entity.sense.name if entity.sense else None,
-            "gloss": entity.sense.gloss if entity.sense else None,
+            "gloss": entity.gloss,
             "lexname": entity.sense.lexname if entity.sense else None,
-            "text": entity.text,
+            "text": entity.text(form),
             "count": entity.count,
             "labels": sorted(entity.labels),
             "contexts": entity.contexts,

@@ -17,9 +17,11 @@ from corpus_builder import api, artifact, build
 from corpus_builder.config import BODY_PARTS, CorpusConfig, CorpusError
 from corpus_builder.disambiguate import Choice
 from corpus_builder.embed import load_text_encoder, model_location
-from corpus_builder.entities import Found, gather
+from corpus_builder.entities import Found, gather, with_descriptions
 from corpus_builder.index import build_index, index_bytes
 from corpus_builder.mine import Candidate
+from corpus_builder.phrases import Phrase, corpus_phrases
+from corpus_builder.sources import clean_name, read_labels
 from corpus_builder.tables import candidate_table, entity_table, merge_table, sense_table
 
 WEIGHTS = "open_clip_model.safetensors"
@@ -294,6 +296,16 @@ def test_expansions_are_mined_beside_their_label(shared, config, tmp_path):
     assert {row["label"] for row in rows if row["source"] == "expansion"} == {"archery"}
 
 
+@pytest.mark.shared
+def test_the_form_of_an_entitys_text_is_a_setting(inputs, config, tiny_clip, tmp_path):
+    given = replace(config, entity_text="{description} ({unit})", body_parts=False)
+    build.build_corpus(inputs, given, tiny_clip, None, tmp_path / "a", device="cpu")
+    rows = artifact.open_corpus(tmp_path / "a").table.to_pylist()
+    for row in rows:
+        assert row["text"] == (f"{row['gloss']} ({row['name']})" if row["gloss"] else row["name"])
+    assert any(row["gloss"] for row in rows)
+
+
 def test_labels_artifact(tmp_path, tiny_clip):
     (tmp_path / "l.txt").write_text("ApplyEyeMakeup\narchery\n")
     templates = ["a video of {}.", "{}"]
@@ -311,3 +323,76 @@ def test_labels_artifact(tmp_path, tiny_clip):
     np.testing.assert_allclose(labels.embeddings[1], mean / np.linalg.norm(mean), atol=1e-6)
     with pytest.raises(CorpusError, match="needs a corpus folder, found artifact 'labels'"):
         artifact.open_corpus(tmp_path / "out")
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("labels", "descriptors"),
+    [("hmdb_51_labels.csv", "ost_hmdb_spatio_4.json"), ("ucf_101_labels.csv", "ost_ucf_temporal_4.json")],
+)
+def test_every_phrase_of_a_real_descriptor_file_is_kept_or_dropped_with_its_reason(
+    shared, labels, descriptors
+):
+    path = shared / "data/descriptors" / descriptors
+    inputs = build.Inputs(
+        labels=shared / "data/labels" / labels, expansions=(path,), nltk_data=shared / "nltk_data"
+    )
+    report = build.mine_corpus(inputs, CorpusConfig(taggers="nltk", body_parts=False))
+    classes = {str(label.class_id): label.label for label in read_labels(inputs.labels).labels}
+    given = {
+        (classes[key], clean_name(text))
+        for key, texts in json.loads(path.read_text()).items()
+        for text in texts
+    }
+    expansions = [item for item in report.found if item.source == "expansion"]
+    assert {(item.label, item.contexts[0]) for item in expansions} == given
+    dropped = [item for item in report.found if not item.candidate.kept]
+    assert sum(report.counts["dropped"].values()) == len(dropped)
+    assert report.counts["kept"] + len(dropped) == report.counts["candidates"]
+
+
+@pytest.mark.shared
+def test_a_phrase_that_wordnet_does_not_know_is_embedded_with_its_description(
+    inputs, config, tiny_clip, tmp_path
+):
+    told = {
+        "Eye  Makeup": {"sentence": "paint worn on the lids", "looks": "dark lines", "explanations": ["x"]},
+        "zumba": "a dance for fitness",
+        "tooth": "no use, for it has a sense",
+        "nothing of the kind": "unused",
+    }
+    (tmp_path / "d.json").write_text(json.dumps(told))
+    given = replace(inputs, descriptions=tmp_path / "d.json")
+    build.build_corpus(given, config, tiny_clip, None, tmp_path / "a", device="cpu")
+    corpus = artifact.open_corpus(tmp_path / "a")
+    rows = {row["name"]: row for row in corpus.table.to_pylist()}
+    assert rows["eye makeup"]["text"] == "eye makeup: paint worn on the lids; dark lines"
+    assert rows["eye makeup"]["gloss"] == "paint worn on the lids; dark lines"
+    assert rows["eye makeup"]["sense"] is None and rows["eye makeup"]["kind"] == "phrase"
+    assert rows["zumba"]["text"] == "zumba: a dance for fitness"
+    assert rows["tooth"]["gloss"].startswith("hard bonelike structures")
+    encoder = load_text_encoder(tiny_clip, device="cpu")
+    np.testing.assert_array_equal(rows["zumba"]["embedding"], encoder.encode([rows["zumba"]["text"]])[0])
+    counts = corpus.manifest["counts"]
+    assert counts["entities_described"] == 2 and counts["descriptions_unused"] == 2
+    assert corpus.manifest["inputs"]["descriptions"]["file"] == "d.json"
+    with pytest.raises(CorpusError, match="holds no phrase without a gloss"):
+        corpus_phrases(tmp_path / "a")
+
+
+@pytest.mark.shared
+def test_the_phrases_of_a_corpus_come_with_their_labels(corpus):
+    found = corpus_phrases(corpus.folder)
+    assert Phrase("eye makeup", ("ApplyEyeMakeup",)) in found and Phrase("zumba", ("zumba",)) in found
+    glosses = dict(zip(*(corpus.table[name].to_pylist() for name in ("name", "gloss")), strict=True))
+    assert [phrase.name for phrase in found] == sorted(name for name in glosses if glosses[name] is None)
+
+
+def test_a_description_is_found_by_the_name_or_an_alias_and_never_displaces_a_sense():
+    gathered = gather([find("a", "eye make-up"), find("b", "eye makeup"), find("c", "eye makeup")])
+    assert [entity.name for entity in gathered.entities] == ["eye makeup"]
+    told = with_descriptions(gathered, {"eye make-up": "paint"})
+    assert told.entities[0].text() == "eye makeup: paint"
+    told = with_descriptions(gathered, {"eye make-up": "paint", "eye makeup": "powder"})
+    assert told.entities[0].text() == "eye makeup: powder"
+    assert with_descriptions(gathered, {}) == gathered

@@ -4,9 +4,18 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from corpus_builder.config import CorpusError
-from corpus_builder.embed import check_model, embed_labels, load_text_encoder, weights_sha256
+from corpus_builder.embed import (
+    OpenClipText,
+    check_model,
+    embed_labels,
+    lengths_of,
+    load_text_encoder,
+    weights_sha256,
+)
 
 TEXTS = ["bat: a club used for hitting a ball", "horse", "eye: the organ of sight"] * 25
 
@@ -26,6 +35,40 @@ def test_embeddings_are_open_clips_text_features_of_unit_length(encoder, tiny_cl
     np.testing.assert_allclose(found, expected, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
     assert encoder.encode([]).shape == (0, 32)
+
+
+WORDS = st.sampled_from("a bat the horse club used for hitting ball in eye organ of sight".split())
+PHRASES = st.lists(WORDS, min_size=1, max_size=90).map(" ".join)
+
+
+@settings(max_examples=25, deadline=None)
+@given(texts=st.lists(PHRASES, min_size=1, max_size=40), random=st.randoms(use_true_random=False))
+def test_a_text_has_its_vector_in_whatever_order_and_company_it_is_embedded(encoder, texts, random):
+    found = encoder.encode(texts)
+    order = list(range(len(texts)))
+    random.shuffle(order)
+    np.testing.assert_array_equal(encoder.encode([texts[row] for row in order]), found[order])
+    some = order[: 1 + len(order) // 3]
+    np.testing.assert_array_equal(encoder.encode([texts[row] for row in some]), found[some])
+    np.testing.assert_array_equal(encoder.encode(texts[:1]), found[:1])
+
+
+def test_a_model_that_reads_its_padding_is_given_all_of_it(encoder):
+    tokens = encoder._tokenizer(["a bat", "the horse used for hitting"])
+    assert lengths_of(encoder._model, tokens) == [4, 8]
+    assert lengths_of(torch.nn.Linear(1, 1), tokens) == [77, 77]
+
+
+def test_half_precision_is_near_single_and_for_gpus(encoder, tiny_clip):
+    # the CPU's bf16 stands in for the GPU's: the same path, which users are kept from
+    half = OpenClipText(encoder._model, encoder._tokenizer, encoder.info, "cpu", "bf16")
+    found, expected = half.encode(TEXTS[:3]), encoder.encode(TEXTS[:3])
+    assert not np.array_equal(found, expected) and (found * expected).sum(axis=1).min() > 0.999
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    with pytest.raises(CorpusError, match="--precision bf16 needs a GPU, the device is cpu"):
+        load_text_encoder(tiny_clip, device="cpu", precision="bf16")
+    with pytest.raises(CorpusError, match="--precision is 'bf61'.*did you mean 'bf16'"):
+        load_text_encoder(tiny_clip, device="cpu", precision="bf61")
 
 
 def test_the_model_is_identified_by_its_weights_and_never_by_a_path(encoder, tiny_clip, other_clip):

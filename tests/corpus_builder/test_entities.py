@@ -43,7 +43,7 @@ def test_entities_merge_by_sense_else_by_name_and_are_ordered():
         ("dog", ("caption",), None, 7, []),
         ("hand", ("body_part",), None, 0, []),
     ]
-    assert entities[2].text == "nail: a thin pointed piece of metal"
+    assert entities[2].text() == "nail: a thin pointed piece of metal"
 
 
 @pytest.mark.parametrize(

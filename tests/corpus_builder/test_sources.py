@@ -8,7 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from corpus_builder.config import CorpusError
-from corpus_builder.sources import clean_name, iter_captions, label_mentions, read_expansions, read_labels
+from corpus_builder.sources import (
+    clean_name,
+    iter_captions,
+    label_mentions,
+    read_descriptions,
+    read_expansions,
+    read_labels,
+)
 
 
 @pytest.mark.parametrize(
@@ -269,3 +276,31 @@ def test_any_bytes_are_captions_and_counts_or_a_clear_error(tmp_path, data, suff
         assert "captions" in str(error)
     else:
         assert seen + sum(captions.skipped.values()) == captions.rows
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "got an empty list, expected a dict of phrase -> description"),
+        ("{}", "got an empty dict"),
+        ('{"a": 1}', "the entry of 'a' is neither a text nor a dict"),
+        ('{"a": " "}', "the entry of 'a' is neither"),
+        ('{"a": {"explanations": ["x"]}}', "the entry of 'a' is neither"),
+        ('{"a": {"looks": ["x"]}}', "the entry of 'a' is neither"),
+        ('{"A b": "x", "a  B": "y"}', "'a b' stands twice"),
+        ("{", "is not valid JSON"),
+    ],
+)
+def test_descriptions_of_another_form_are_refused(text, message, tmp_path):
+    (tmp_path / "d.json").write_text(text)
+    with pytest.raises(CorpusError, match=message):
+        read_descriptions(tmp_path / "d.json")
+    with pytest.raises(CorpusError, match="--descriptions .*no such file"):
+        read_descriptions(tmp_path / "none.json")
+
+
+def test_descriptions_are_texts_or_parts_of_an_answer(tmp_path):
+    (tmp_path / "d.json").write_text(
+        '{"Eye  Makeup": {"looks": "dark\\nlines", "sentence": "paint"}, "zumba": " a dance "}'
+    )
+    assert read_descriptions(tmp_path / "d.json") == {"eye makeup": "paint; dark lines", "zumba": "a dance"}
