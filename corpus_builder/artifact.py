@@ -101,12 +101,16 @@ def labels_schema(dim: int) -> pa.Schema:
 
 CANDIDATES_SCHEMA = pa.schema(
     [
-        _field("label", pa.string(), "as given; null for captions and body parts", null=True),
+        _field("label", pa.string(), "as given; null for what no label holds", null=True),
         _field("phrase", pa.string(), "as found in the text"),
         _field("entity", pa.string(), "name after normalising"),
         _field("sense", pa.string(), "WordNet synset name", null=True),
-        _field("source", pa.string(), "label, caption, expansion or body_part"),
-        _field("role", pa.string(), "noun, whole, head, modifier, compound, activity, name or body_part"),
+        _field("source", pa.string(), f"one of {', '.join(SOURCES)}"),
+        _field(
+            "role",
+            pa.string(),
+            "noun, whole, head, modifier, compound, activity, name, body_part, word or random",
+        ),
         _field("taggers", pa.string(), "who proposed it, joined by +"),
         _field("reason", pa.string(), "why it was dropped; null if kept", null=True),
         _field(
@@ -142,10 +146,10 @@ MERGED_SCHEMA = pa.schema(
 
 MINED_SCHEMA = pa.schema(
     [
-        _field("label", pa.string(), "as given; null for captions and body parts", null=True),
+        _field("label", pa.string(), "as given; null for what no label holds", null=True),
         _field("entity", pa.string(), "the unit, lower case"),
         _field("sense", pa.string(), "WordNet synset name", null=True),
-        _field("source", pa.string(), "label, caption, expansion or body_part"),
+        _field("source", pa.string(), f"one of {', '.join(SOURCES)}"),
         _field("gloss", pa.string(), "definition of the sense", null=True),
         _field("count", pa.int64(), "mentions"),
     ]

@@ -11,7 +11,7 @@ import typer
 from corpus_builder import __version__
 from corpus_builder.cli_expand import app as expand_app
 from corpus_builder.cli_reuse import app as reuse_app
-from corpus_builder.config import DEFAULT_SPACY_MODEL, CorpusConfig, CorpusError
+from corpus_builder.config import DEFAULT_SPACY_MODEL, CorpusConfig, CorpusError, split_sources
 from corpus_builder.options import (
     Allow,
     AsJson,
@@ -37,6 +37,8 @@ from corpus_builder.options import (
     Related,
     SenseModel,
     SensePretrained,
+    Size,
+    Sources,
     SpacyModel,
     Strategy,
     Taggers,
@@ -56,6 +58,7 @@ app = typer.Typer(
 def _mining(given: Mapping[str, Any]) -> tuple[CorpusConfig, Any]:
     """The settings and the ``Inputs`` among the options of a command, told apart by their names."""
     names = {field.name for field in fields(CorpusConfig)}
+    given = {**given, "sources": split_sources(given.get("sources"))}
     config = CorpusConfig(**{name: value for name, value in given.items() if name in names})
     from corpus_builder.build import Inputs
 
@@ -96,6 +99,7 @@ def mine_cli(
     sense_pretrained: SensePretrained = None,
     body_parts: BodyParts = True,
     related: Related = 0,
+    sources: Sources = None,
     min_count: MinCount = 1,
     max_words: MaxWords = 4,
     nltk_data: NltkData = None,
@@ -131,11 +135,13 @@ def build_cli(
     sense_pretrained: SensePretrained = None,
     body_parts: BodyParts = True,
     related: Related = 0,
+    sources: Sources = None,
     min_count: MinCount = 1,
     max_words: MaxWords = 4,
     nltk_data: NltkData = None,
     allow: Allow = None,
     deny: Deny = None,
+    size: Size = None,
     merge_above: MergeAbove = None,
     index: Index = "auto",
     device: Device = "auto",

@@ -1,8 +1,8 @@
 """Finds -> entities: one entry per sense, or per name where there is none; variants united. Pure.
 
-Order of a corpus, which makes entity ids repeatable: by source (label, caption, expansion, body part), then
-name, then sense. An entity's key is its sense where it has one, else its name; finds of one key are merged,
-their counts added and their labels united.
+Order of a corpus, which makes entity ids repeatable: by source (in the order of ``config.SOURCES``), then name,
+then sense. An entity's key is its sense where it has one, else its name; finds of one key are merged, their
+counts added and their labels united.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from corpus_builder.config import EXAMPLES, SOURCES
+from corpus_builder.config import EXAMPLES, SOURCES, CorpusError
 from corpus_builder.describe import describe
 from corpus_builder.disambiguate import Choice
 from corpus_builder.mine import Candidate
@@ -38,6 +38,8 @@ class Found:
     choice: Choice
     count: int = 1
     contexts: tuple[str, ...] = ()
+    description: str | None = None
+    """Given with the word, to be embedded in place of the sense's gloss."""
 
     @property
     def name(self) -> str:
@@ -64,6 +66,7 @@ class Entity:
     labels: frozenset[str] = frozenset()
     aliases: frozenset[str] = frozenset()
     contexts: tuple[str, ...] = ()
+    description: str | None = None
 
     @property
     def sense(self) -> Sense | None:
@@ -78,7 +81,7 @@ class Entity:
     @property
     def text(self) -> str:
         """What is embedded."""
-        return describe(self.name, self.sense.gloss if self.sense else None)
+        return describe(self.name, self.description or (self.sense.gloss if self.sense else None))
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,42 @@ def unite(survivor: Entity, merged: Entity) -> Entity:
         labels=survivor.labels | merged.labels,
         aliases=frozenset(names - {survivor.name}),
         contexts=examples((*survivor.contexts, *merged.contexts)),
+        description=survivor.description or merged.description,
     )
+
+
+def largest(gathered: Gathered, size: int | None) -> Gathered:
+    """The ``size`` entities that matter most, in corpus order: those of labels first, then by count, then by order.
+
+    None keeps all. What was merged into an entity that goes is no longer told. Raises :class:`CorpusError` if there
+    are fewer entities than ``size``.
+    """
+    entities = gathered.entities
+    if size is None:
+        return gathered
+    if size > len(entities):
+        raise CorpusError(
+            f"--size is {size}, but there are {len(entities)} entities; ask for at most so many"
+        )
+    ranked = sorted(
+        range(len(entities)), key=lambda n: ("label" not in entities[n].sources, -entities[n].count, n)
+    )
+    kept = tuple(entities[number] for number in sorted(ranked[:size]))
+    told = survivors(gathered)
+    keys = {entity.key for entity in kept}
+    return Gathered(kept, tuple(merge for merge in gathered.merges if told[merge.merged.key] in keys))
+
+
+def survivors(gathered: Gathered) -> dict[str, str]:
+    """For each key that was merged away the key of the entity that holds it in the end."""
+    went = {merge.merged.key: merge.survivor for merge in gathered.merges}
+
+    def last(key: str) -> str:
+        while key in went:
+            key = went[key]
+        return key
+
+    return {key: last(key) for key in went}
 
 
 def merge_pairs(
@@ -228,4 +266,5 @@ def _entity(key: str, group: Sequence[Found]) -> Entity:
         frozenset(item.label for item in group if item.label is not None),
         frozenset(names) - {name},
         examples(text for item in group for text in item.contexts),
+        next((item.description for item in group if item.description), None),
     )

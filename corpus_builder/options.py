@@ -49,6 +49,19 @@ Related = Annotated[
         "--related", help="Things WordNet relates (parts, materials, kinds) to add per label, at most."
     ),
 ]
+Sources = Annotated[
+    str | None,
+    typer.Option(
+        "--sources",
+        help="What makes entities, with commas: label, caption, expansion, related, body_part [default: all].",
+    ),
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        "--size", help="Entities to keep: those of labels first, then the most mentioned [default: all]."
+    ),
+]
 MinCount = Annotated[int, typer.Option("--min-count", help="Captions an entity must be found in.")]
 MaxWords = Annotated[int, typer.Option("--max-words", help="Longest entity, in words.")]
 Allow = Annotated[

@@ -106,6 +106,19 @@ class Sense:
     signature: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Noun:
+    """What a line of WordNet's noun file tells of a synset: its id, headword (lower case) and lexicographer file.
+
+    ``wnid`` is ``n`` and the offset in eight digits, as in ImageNet; ``individual`` tells a named one (a general).
+    """
+
+    wnid: str
+    form: str
+    lexname: str
+    individual: bool
+
+
 _OPEN: dict[str, "Lexicon"] = {}
 
 
@@ -171,6 +184,7 @@ class Lexicon:
         self._forms: dict[str, tuple[str, ...]] = {}
         self._senses: dict[str, tuple[Sense, ...]] = {}
         self._irregular = self._read_irregular()
+        self._nouns: dict[str, Noun] = {}
 
     def sha256(self) -> str:
         """Hash of the noun data, the part of WordNet that decides a corpus."""
@@ -201,7 +215,18 @@ class Lexicon:
             synset = self._reader.synset(name)
         except Exception:  # nltk raises WordNetError, KeyError or ValueError, depending on what is wrong
             return None
-        return self._describe(synset, name.split(".")[0].replace("_", " "), 0)
+        return self._describe(synset, _words(synset), 0) if synset.pos() == "n" else None
+
+    def sense_at(self, wnid: str) -> Sense | None:
+        """The noun sense of an id such as ImageNet's ``n01440764`` (``n`` and WordNet 3.0's offset), or None."""
+        if wnid not in self._all_nouns():
+            return None
+        synset = self._reader.synset_from_pos_and_offset("n", int(wnid[1:]))
+        return self._describe(synset, _words(synset), 0)
+
+    def nouns(self) -> tuple[Noun, ...]:
+        """Every noun synset but named individuals, in the order of WordNet's file."""
+        return tuple(noun for noun in self._all_nouns().values() if not noun.individual)
 
     def kind(self, sense: Sense) -> str:
         """What a sense is, one of ``config.KINDS``: a place is a scene, the rest goes by lexicographer file."""
@@ -304,6 +329,17 @@ class Lexicon:
             rows = [line.split() for line in stream.read().splitlines()]
         return {row[0]: row[1] for row in rows if len(row) > 1}
 
+    def _all_nouns(self) -> dict[str, Noun]:
+        # read from the file itself: NLTK takes half a minute to make all its synsets
+        if not self._nouns:
+            with self._reader.open("lexnames") as stream:
+                lexnames = dict(line.split()[:2] for line in stream.read().splitlines() if line.strip())
+            with self._reader.open("data.noun") as stream:
+                lines = (line for line in stream.read().splitlines() if line[:1].isdigit())
+            nouns = (_noun(line, lexnames) for line in lines)
+            self._nouns = {noun.wnid: noun for noun in nouns}
+        return self._nouns
+
     def _noun_forms(self, phrase: str) -> tuple[str, ...]:
         if phrase not in self._forms:
             self._forms[phrase] = self._find_forms(phrase.split())
@@ -376,6 +412,17 @@ class Lexicon:
                     if other.lexname() in files:
                         found.setdefault(other.name(), self._describe(other, word, len(found)))
         return tuple(found.values())
+
+
+def _words(synset: Any) -> str:
+    """The headword as in the synset's name, spaced: names hold full stops of their own (``ph.d..n.01``)."""
+    return synset.name().rsplit(".", 2)[0].replace("_", " ")
+
+
+def _noun(line: str, lexnames: dict[str, str]) -> Noun:
+    offset, file, _, _, word, _ = line.split(" ", 5)
+    told = line.partition(" | ")[0]
+    return Noun(f"n{offset}", word.replace("_", " ").lower(), lexnames[file], " @i " in told)
 
 
 def _gerunds(verb: str) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def test_known_relations(lexicon):
 def test_things_of_a_name_take_turns_up_to_the_limit_and_nothing_twice(lexicon):
     found = [find(lexicon, "a", "bicycle.n.01"), find(lexicon, "a", "horse.n.01")]
     added = expand(found, lexicon, 4)
-    assert len(added) == 4 and {item.source for item in added} == {"expansion"}
+    assert len(added) == 4 and {item.source for item in added} == {"related"}
     bicycle, horse = (lexicon.related(name) for name in ("bicycle.n.01", "horse.n.01"))
     assert [item.key for item in added] == [bicycle[0].name, horse[0].name, bicycle[1].name, horse[1].name]
     keys = [item.key for item in expand([*found, find(lexicon, "a", bicycle[0].name)], lexicon, 100)]
@@ -52,7 +52,7 @@ def test_a_build_adds_them_and_counts_them(shared, tmp_path):
     (tmp_path / "labels.txt").write_text("fixing bicycle\nzumba\n")
     inputs = build.Inputs(labels=tmp_path / "labels.txt", nltk_data=shared / "nltk_data")
     report = build.mine_corpus(inputs, CorpusConfig(taggers="wordnet", body_parts=False, related=5))
-    added = [item for item in report.kept if item.source == "expansion"]
+    added = [item for item in report.kept if item.source == "related"]
     assert len(added) == 5 and {item.label for item in added} == {"fixing bicycle"}
     assert added[0].contexts == ("related to bicycle in fixing bicycle",)
     with pytest.raises(CorpusError, match="--related is -1"):
