@@ -127,7 +127,7 @@ def mine_corpus(
     covered = {item.label for item in found if item.candidate.kept}
     uncovered = tuple(label.label for label in labels.labels if label.label not in covered)
     versions = [tagger.version for tagger in taggers if hasattr(tagger, "version")]
-    facts = _input_facts(inputs, lexicon)
+    facts = input_facts(inputs, lexicon)
     spacy_model = versions[0] if versions else None
     report = MineReport(tuple(found), counter["mentions"], uncovered, facts, spacy_model, skipped)
     return of_sources(report, config.sources)
@@ -339,7 +339,7 @@ def search_corpus(
     corpus = artifact.open_corpus(folder)
     index = read_index(folder / artifact.INDEX)
     check_belongs(index, corpus.embeddings, f"'{folder}'")
-    encoder = _encoder_of(corpus, model, pretrained, device)
+    encoder = encoder_of(corpus, model, pretrained, device)
     hits = search(index, encoder.encode([text]), k)
     rows = (
         corpus.table.select(["entity_id", "name", "sense", "gloss", "source"]).take(hits.ids[0]).to_pylist()
@@ -347,8 +347,11 @@ def search_corpus(
     return [row | {"cosine": float(score)} for row, score in zip(rows, hits.scores[0], strict=True)]
 
 
-def _encoder_of(corpus: artifact.Artifact, model: str | None, pretrained: str | None, device: str) -> Any:
-    """The text encoder that made a corpus, as the caller names it or as the corpus does."""
+def encoder_of(corpus: artifact.Artifact, model: str | None, pretrained: str | None, device: str) -> Any:
+    """The text encoder that made a corpus, as the caller names it or as the corpus does.
+
+    Raises :class:`CorpusError` if the model at hand is not the corpus's, or is no longer there.
+    """
     from corpus_builder.embed import choose_device, is_published, load_text_encoder
 
     choose_device(device)
@@ -538,7 +541,8 @@ def _entity_counts(gathered: Gathered) -> dict[str, Any]:
     }
 
 
-def _input_facts(inputs: Inputs, lexicon: Lexicon) -> dict[str, Any]:
+def input_facts(inputs: Inputs, lexicon: Lexicon) -> dict[str, Any]:
+    """A manifest's ``inputs``: name and hash of every file that is mined, and WordNet's."""
     files = {
         "labels": inputs.labels,
         "captions": inputs.captions,
