@@ -257,7 +257,7 @@ def write_mined(path: Path, table: pa.Table) -> None:
 
 def check_mined(path: Path) -> None:
     """Raise :class:`CorpusError` unless ``path`` can be written by :func:`write_mined`."""
-    _check_above(path)
+    check_above(path)
     if path.is_dir():
         raise CorpusError(f"--out '{path}' is a folder, expected a file such as '{path / 'mined.parquet'}'")
     if path.suffix.lower() not in MINED_SUFFIXES:
@@ -407,7 +407,8 @@ def _publish(
     return manifest
 
 
-def _check_above(path: Path) -> None:
+def check_above(path: Path) -> None:
+    """Raise :class:`CorpusError` if ``path`` lies below a file."""
     blocked = next((parent for parent in path.parents if parent.is_file()), None)
     if blocked:
         raise CorpusError(f"--out '{path}' lies below '{blocked}', which is a file, expected a folder")
@@ -415,7 +416,7 @@ def _check_above(path: Path) -> None:
 
 def check_room(folder: Path, kind: str, *, force: bool = False) -> None:
     """Raise :class:`CorpusError` if writing into ``folder`` would mix an artifact with other things."""
-    _check_above(folder)
+    check_above(folder)
     if folder.exists() and not folder.is_dir():
         raise CorpusError(f"--out '{folder}' is a file, expected a folder")
     own = {*FILES[kind], MANIFEST, *([MODEL_LOCATION] if kind == "corpus" else [])}
@@ -474,7 +475,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a single file whole or not at all, making its folder; raises :class:`CorpusError` below a file."""
-    _check_above(path)
+    check_above(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, data)
 

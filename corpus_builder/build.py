@@ -30,6 +30,9 @@ from corpus_builder.wordnet import Lexicon, Sense, open_lexicon
 CAPTION_CONTEXTS = 8
 """Captions that vote on the sense of an entity found in captions; later ones follow."""
 
+LEFT_OUT, BEYOND = "source left out", "beyond the size"
+"""Why a find makes no entity though nothing speaks against it."""
+
 Say = Callable[[str], None]
 
 
@@ -137,7 +140,7 @@ def of_sources(report: MineReport, sources: Sequence[str]) -> MineReport:
     """The report whose finds of other ``sources`` are dropped for that reason; none named keeps all."""
     if not sources:
         return report
-    return _leave_out(report, lambda item: item.source not in sources, "source left out")
+    return _leave_out(report, lambda item: item.source not in sources, LEFT_OUT)
 
 
 def _leave_out(report: MineReport, goes: Callable[[Found], bool], reason: str) -> MineReport:
@@ -257,7 +260,7 @@ def publish(
     truncated = encoder.truncated(texts)
     gathered, vectors = _unite_near(gathered, encoder.encode(texts), config)
     held = {entity.key for entity in gathered.entities} | {merge.merged.key for merge in gathered.merges}
-    report = _leave_out(report, lambda item: item.key not in held, "beyond the size")
+    report = _leave_out(report, lambda item: item.key not in held, BEYOND)
     table = entity_table(gathered.entities, vectors, kind)
     built = build_index(vectors, config.index)
     say(f"index: {built.kind}, recall@1 {built.recall_at_1:.4f} against exact search")

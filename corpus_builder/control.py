@@ -54,7 +54,9 @@ def draw(lexicon: Lexicon, size: int, seed: int, reference: Reference, match: st
     """
     check_choice("--match", match, MATCHES)
     if match != "none" and not reference.lexnames:
-        raise CorpusError(f"--match {match} needs a corpus whose entities have senses: give it with --not-in CORPUS")
+        raise CorpusError(
+            f"--match {match} needs a corpus whose entities have senses: give it with --not-in CORPUS"
+        )
     left = _quotas(reference.lexnames, size, match)
     taken: dict[str, Found] = {}
     spare = []
@@ -73,7 +75,9 @@ def draw(lexicon: Lexicon, size: int, seed: int, reference: Reference, match: st
         if len(taken) < size:
             _take(noun, lexicon, reference, taken)
     if len(taken) < size:
-        raise CorpusError(f"--size is {size}, but WordNet has {len(taken)} nouns to draw; ask for at most so many")
+        raise CorpusError(
+            f"--size is {size}, but WordNet has {len(taken)} nouns to draw; ask for at most so many"
+        )
     return Draw(tuple(taken.values()), len(taken) - matched)
 
 

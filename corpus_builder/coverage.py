@@ -171,7 +171,9 @@ def _vectors(
     if embeddings is None:
         from corpus_builder.embed import embed_labels
 
-        return embed_labels([label.name for label in labels], TEMPLATES, encoder_of(corpus, None, None, device))
+        return embed_labels(
+            [label.name for label in labels], TEMPLATES, encoder_of(corpus, None, None, device)
+        )
     opened = artifact.open_labels(embeddings)
     if opened.manifest["model"]["weights_sha256"] != corpus.manifest["model"]["weights_sha256"]:
         raise CorpusError(

@@ -119,10 +119,11 @@ def judge(found: Iterable[Found], allow: WordList, deny: WordList) -> list[Found
     """The finds, those dropped whose *sense* speaks against them; what the allow list names is kept.
 
     A denied synset goes always. An abstract sense (a thought, a time) goes, unless it is all that its class
-    name holds, since every class is to have an entity.
+    name holds, since every class is to have an entity; what other sources add to the class has no say in that.
     """
     found = list(found)
-    shown = {item.label for item in found if item.candidate.kept and not _is_abstract(item)}
+    named = (item for item in found if item.source == "label" and item.candidate.kept)
+    shown = {item.label for item in named if not _is_abstract(item)}
     return [_judged(item, allow, deny, shown) for item in found]
 
 

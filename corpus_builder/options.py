@@ -1,13 +1,14 @@
 """Options that commands share, and how a command ends on an error. No work, no heavy import."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from corpus_builder.config import CorpusError
+from corpus_builder.config import CorpusConfig, CorpusError, split_sources
 
 LabelsFile = Annotated[Path, typer.Option("--labels", help="Class names: .txt (one a line), .csv or .json.")]
 MaybeLabels = Annotated[
@@ -123,3 +124,15 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
 def make_say(quiet: bool) -> Callable[[str], None]:
     """Where progress goes: to stderr, or nowhere."""
     return (lambda line: None) if quiet else functools.partial(typer.echo, err=True)
+
+
+def mining(given: Mapping[str, Any]) -> tuple[CorpusConfig, Any]:
+    """The settings and the ``Inputs`` among the options of a command, told apart by their names."""
+    names = {field.name for field in fields(CorpusConfig)}
+    given = {**given, "sources": split_sources(given.get("sources"))}
+    config = CorpusConfig(**{name: value for name, value in given.items() if name in names})
+    from corpus_builder.build import Inputs
+
+    names = {field.name for field in fields(Inputs)}
+    files = {name: value for name, value in given.items() if name in names}
+    return config, Inputs(**files | {"expansions": tuple(files["expansions"] or ())})

@@ -186,8 +186,8 @@ def list_rows(path: Path, column: str | None = None) -> Iterator[tuple[str, str 
     """Every row of a list of words: its text, and why it has none.
 
     ``.txt``, ``.csv``, ``.json``, ``.jsonl`` or ``.parquet``. The column is the first of ``WORD_COLUMNS`` unless given.
-    JSON: a list of words or objects, the ``categories`` of COCO and LVIS, a dict from id to word (or ImageNet's pair), or
-    from word to description.
+    JSON: a list of words or objects, the ``categories`` of COCO and LVIS, a dict from id to word (or ImageNet's pair),
+    or from word to description.
     Raises :class:`CorpusError` on a missing, empty or unreadable file, or an unknown column.
     """
     _require_file(path, "WORDS")

@@ -12,7 +12,7 @@ from corpus_builder.build import MineReport, Say, publish
 from corpus_builder.config import CorpusConfig, CorpusError
 from corpus_builder.control import Draw, Reference, draw
 from corpus_builder.senses import load_chooser
-from corpus_builder.wordfile import MAX_WORDS, read_words, told
+from corpus_builder.wordfile import read_words, told
 from corpus_builder.wordnet import Lexicon, Sense, open_lexicon
 
 
@@ -25,7 +25,6 @@ def import_words(
     *,
     column: str | None = None,
     senses: bool = True,
-    max_words: int = MAX_WORDS,
     nltk_data: Path | None = None,
     device: str = "auto",
     force: bool = False,
@@ -35,13 +34,12 @@ def import_words(
 
     Args:
         path: the list.
-        config: ``strategy`` and its model, ``size``, ``merge_above`` and ``index`` are used.
+        config: ``strategy`` and its model, ``max_words``, ``size``, ``merge_above`` and ``index`` are used.
         model: as for a build.
         pretrained: as for a build.
         out: the folder.
         column: of the list, unless it has a usual name.
         senses: False keeps words as they are; WordNet is then not needed.
-        max_words: of an entity; longer rows are counted as dropped.
         nltk_data: where WordNet lies.
         device: for the model.
         force: write even if the folder holds other things.
@@ -53,14 +51,14 @@ def import_words(
     encoder, location = _encoder(model, pretrained, out, device, force)
     lexicon = open_lexicon(nltk_data) if senses else None
     choose = load_chooser(lexicon, config, device, encoder) if lexicon else None
-    found = read_words(path, column, lexicon, choose, max_words)
+    found = read_words(path, column, lexicon, choose, config.max_words)
     for line in told(found):
         say(line)
     if not any(item.candidate.kept for item in found):
         raise CorpusError(f"WORDS {path.name} gives no entity: {'; '.join(told(found))}")
     facts = {"words": artifact.file_input(path)} | (wordnet_facts(lexicon) if lexicon else {})
     report = MineReport(tuple(found), len(found), (), facts, None)
-    operation = {"name": "import", "column": column, "senses": senses, "max_words": max_words}
+    operation = {"name": "import", "column": column, "senses": senses}
     return publish(
         report,
         config,
@@ -90,15 +88,17 @@ def draw_random(
 ) -> dict[str, Any]:
     """Write a corpus of random nouns, see :func:`corpus_builder.control.draw`; returns its manifest.
 
-    There are ``config.size`` of them, else as many as the first corpus of ``not_in`` has, which is also the one to match;
-    none is an entity of any of ``not_in``. The other arguments are as for :func:`import_words`.
+    There are ``config.size`` of them, else as many as the first corpus of ``not_in`` has, which is also the one to
+    match; none is an entity of any of ``not_in``. The other arguments are as for :func:`import_words`.
 
     Raises:
         CorpusError: neither a size nor a corpus; and as ``draw`` and a build.
     """
     corpora = [artifact.open_corpus(folder) for folder in not_in]
     if config.size is None and not corpora:
-        raise CorpusError("say how many random nouns: give --size N, or --not-in CORPUS to draw as many as it has")
+        raise CorpusError(
+            "say how many random nouns: give --size N, or --not-in CORPUS to draw as many as it has"
+        )
     encoder, location = _encoder(model, pretrained, out, device, force)
     size = config.size or len(corpora[0].table)
     drawn = draw(open_lexicon(nltk_data), size, seed, reference_of(corpora), match)

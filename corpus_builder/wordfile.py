@@ -19,8 +19,6 @@ from corpus_builder.sources import clean_name, list_rows
 from corpus_builder.wordlists import SYNSET
 from corpus_builder.wordnet import Lexicon, Sense
 
-MAX_WORDS = 8
-"""Words of the longest phrase that is taken for an entity rather than a sentence."""
 MAX_CHARACTERS = 2000
 
 _WNID = re.compile(r"n\d{8}")
@@ -41,7 +39,7 @@ class Row:
 
 
 def read_words(
-    path: Path, column: str | None, lexicon: Lexicon | None, choose: Chooser | None, max_words: int = MAX_WORDS
+    path: Path, column: str | None, lexicon: Lexicon | None, choose: Chooser | None, max_words: int
 ) -> list[Found]:
     """One find per row of a ``.txt``, ``.csv``, ``.json``, ``.jsonl`` or ``.parquet`` file, in its order.
 
