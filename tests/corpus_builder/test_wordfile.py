@@ -91,7 +91,13 @@ def test_class_names_of_imagenet_coco_and_lvis_get_their_senses(words, tmp_path)
 
 @pytest.mark.shared
 def test_rows_that_give_no_entity_are_counted_by_reason(words, tmp_path):
-    text = b"apple\n\nApple\nn99999999\nbat.n.77\n--\na b c d\nx\0y\ncaf\xe9\n" + b"w" * 3000 + b"\n" + b"v" * 99999 + b"\n"
+    text = (
+        b"apple\n\nApple\nn99999999\nbat.n.77\n--\na b c d\nx\0y\ncaf\xe9\n"
+        + b"w" * 3000
+        + b"\n"
+        + b"v" * 99999
+        + b"\n"
+    )
     found = words(written(tmp_path, text), most=3)
     assert [item.candidate.reason for item in found] == [
         None,
