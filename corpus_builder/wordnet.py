@@ -290,13 +290,14 @@ class Lexicon:
     def related(self, name: str) -> tuple[Sense, ...]:
         """Things to be seen with the named synset: its parts, what it is made of, what its field uses, its kinds.
 
-        In this order, each in WordNet's own; only what a camera sees (``SEEN_FILES``), and no meat of an animal.
+        In this order, each in that of WordNet's file; only what a camera sees (``SEEN_FILES``), no meat of an animal.
         """
         synset = self._reader.synset(name)
         if synset.pos() != "n":
             return ()
-        field = (other for other in synset.in_topic_domains() if other.pos() == "n")
-        found = [*synset.part_meronyms(), *synset.substance_meronyms(), *field, *synset.hyponyms()]
+        field = [other for other in synset.in_topic_domains() if other.pos() == "n"]
+        groups = (synset.part_meronyms(), synset.substance_meronyms(), field, synset.hyponyms())
+        found = [other for group in groups for other in _in_file_order(group)]
         meat = synset.lexname() == "noun.animal"
         kept = {
             other.name(): other
@@ -390,15 +391,16 @@ class Lexicon:
         return tuple(self._describe(synset, form, rank) for rank, (synset, form) in enumerate(kept))
 
     def _describe(self, synset: Any, form: str, rank: int) -> Sense:
-        near = [
-            *synset.hypernyms(),
-            *synset.part_meronyms(),
-            *synset.substance_meronyms(),
-            *synset.topic_domains(),
-        ]
+        groups = (
+            synset.hypernyms(),
+            synset.part_meronyms(),
+            synset.substance_meronyms(),
+            synset.topic_domains(),
+        )
+        near = [other for group in groups for other in _in_file_order(group)]
         texts = [synset.definition(), *synset.examples(), *synset.lemma_names()]
         texts += [text for other in near for text in (other.definition(), *other.lemma_names())]
-        texts += [name for other in synset.hyponyms() for name in other.lemma_names()]
+        texts += [name for other in _in_file_order(synset.hyponyms()) for name in other.lemma_names()]
         signature = tuple(text.replace("_", " ") for text in texts)
         return Sense(synset.name(), form, synset.definition(), synset.lexname(), rank, signature)
 
@@ -412,6 +414,11 @@ class Lexicon:
                     if other.lexname() in files:
                         found.setdefault(other.name(), self._describe(other, word, len(found)))
         return tuple(found.values())
+
+
+def _in_file_order(synsets: Iterable[Any]) -> list[Any]:
+    # NLTK gives what a synset points to in the order of a set, another one in every process
+    return sorted(synsets, key=lambda synset: (synset.pos(), synset.offset()))
 
 
 def _words(synset: Any) -> str:

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from corpus_builder import build
@@ -57,3 +61,23 @@ def test_a_build_adds_them_and_counts_them(shared, tmp_path):
     assert added[0].contexts == ("related to bicycle in fixing bicycle",)
     with pytest.raises(CorpusError, match="--related is -1"):
         CorpusConfig(related=-1)
+
+
+@pytest.mark.shared
+def test_the_order_of_related_things_is_one_in_every_process(shared):
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom corpus_builder.wordnet import open_lexicon\n"
+        "lexicon = open_lexicon(Path(sys.argv[1]))\n"
+        "for name in ('horse.n.01', 'nail.n.01', 'camel.n.01'):\n"
+        "    print([s.name for s in lexicon.related(name)], lexicon.sense(name).signature)\n"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", program, str(shared / "nltk_data")],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in (1, 2)
+    }
+    assert len(told) == 1
