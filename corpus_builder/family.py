@@ -35,7 +35,7 @@ from corpus_builder.config import MATCHES, CorpusConfig, CorpusError, check_choi
 from corpus_builder.control import draw
 from corpus_builder.coverage import Mentions, cover
 from corpus_builder.index import read_index, search
-from corpus_builder.sources import read_labels
+from corpus_builder.sources import LabelFile, read_labels
 from corpus_builder.taggers import load_taggers
 from corpus_builder.unmined import publish_random, reference_of
 from corpus_builder.wordnet import Lexicon, open_lexicon
@@ -131,7 +131,7 @@ def compare_corpora(
     from corpus_builder.embed import check_model, choose_device, load_text_encoder, model_location
 
     check_choice("--match", match, MATCHES)
-    members = members_of(inputs, config)
+    labels, members = _labels(inputs), members_of(inputs, config)
     _check_room(out, {*members, RANDOM, COMPARISON}, force)
     check_model(model, pretrained)
     choose_device(device)
@@ -140,7 +140,7 @@ def compare_corpora(
     family = Family(inputs, config, out, lexicon, encoder, model_location(model, pretrained), members, say)
     corpora = _true_members(family, device)
     corpora[RANDOM] = _random_member(family, corpora, seed, match)
-    told = compare(corpora, [label.label for label in read_labels(inputs.labels, inputs.label_column).labels])
+    told = compare(corpora, [label.label for label in labels.labels])
     artifact.write_file(out / COMPARISON, (json.dumps(told, indent=2) + "\n").encode())
     return told
 
@@ -150,9 +150,7 @@ def members_of(inputs: Inputs, config: CorpusConfig) -> dict[str, tuple[str, ...
 
     Body parts belong to all, unless the settings leave them out. Raises :class:`CorpusError` without labels.
     """
-    if inputs.labels is None:
-        raise CorpusError("a family of corpora begins with labels: give --labels FILE")
-    listed = read_labels(inputs.labels, inputs.label_column).expansions
+    listed = _labels(inputs).expansions
     given = {
         "label": True,
         "caption": inputs.captions is not None,
@@ -298,6 +296,12 @@ def _mentions(corpus: Artifact) -> Mentions:
         if row["source"] == "label" and row["reason"] in (None, LEFT_OUT, BEYOND):
             found.setdefault(row["label"], set()).add(row["sense"] or row["entity"])
     return {label: frozenset(keys) for label, keys in found.items()}
+
+
+def _labels(inputs: Inputs) -> LabelFile:
+    if inputs.labels is None:
+        raise CorpusError("a family of corpora begins with labels: give --labels FILE")
+    return read_labels(inputs.labels, inputs.label_column)
 
 
 def _check_room(out: Path, own: set[str], force: bool) -> None:

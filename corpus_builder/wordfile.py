@@ -22,7 +22,7 @@ from corpus_builder.wordnet import Lexicon, Sense
 MAX_CHARACTERS = 2000
 
 _WNID = re.compile(r"n\d{8}")
-_FIRST = re.compile(r"([^\s,:]*)[\s,:]*(.*)", re.DOTALL)
+_GAP = re.compile(r"[\s,:]+")
 _REMARK = re.compile(r"\(([^)]*)\)")
 _WORD = re.compile(r"[^\W_]")
 
@@ -78,8 +78,8 @@ def is_sense(text: str) -> bool:
 
 
 def _sense_in(text: str) -> tuple[str, str | None]:
-    first, rest = _FIRST.fullmatch(text.strip()).groups()
-    return (rest, first) if is_sense(first) else (text, None)
+    first, *rest = _GAP.split(text.strip(), maxsplit=1)
+    return ("".join(rest), first) if is_sense(first) else (text, None)
 
 
 def _plain(text: str) -> str:
