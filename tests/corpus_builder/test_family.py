@@ -182,16 +182,15 @@ for member in ("labels", "labels+wordnet", "labels+wordnet+llm", "random", "none
         if child == 0:
             run()
             os._exit(0)
-        # killed at a random moment after the last member of the kind has been begun
-        end = time.monotonic() + 60
-        while not (Path(out) / member).is_dir() and time.monotonic() < end and os.waitpid(child, os.WNOHANG)[0] == 0:
+        # killed at a random moment after the member has been begun, if the work is not done by then
+        ended, end = 0, time.monotonic() + 60
+        while not ended and not (Path(out) / member).is_dir() and time.monotonic() < end:
             time.sleep(0.001)
-        time.sleep(randomly.uniform(0, 0.02))
-        try:
+            ended = os.waitpid(child, os.WNOHANG)[0]
+        if not ended:
+            time.sleep(randomly.uniform(0, 0.02))
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass
         print(len(list(Path(out).glob("*/manifest.json"))), flush=True)
 run()
 """
