@@ -208,7 +208,7 @@ def _true_members(family: Family, device: str) -> dict[str, Artifact]:
         name: _done(family.out / name, _digest({**family.basis, "member": name})) for name in family.members
     }
     missing = [name for name, corpus in done.items() if corpus is None]
-    for name in done.keys() - set(missing):
+    for name in (name for name in done if name not in missing):
         family.say(f"{name}: kept, made from the same inputs")
     if missing:
         mined = mine_corpus(family.inputs, family.config, family.say, device=device, encoder=family.encoder)
