@@ -106,12 +106,16 @@ def labels_schema(dim: int) -> pa.Schema:
 
 CANDIDATES_SCHEMA = pa.schema(
     [
-        _field("label", pa.string(), "as given; null for captions and body parts", null=True),
+        _field("label", pa.string(), "as given; null for what no label holds", null=True),
         _field("phrase", pa.string(), "as found in the text"),
         _field("entity", pa.string(), "name after normalising"),
         _field("sense", pa.string(), "WordNet synset name", null=True),
-        _field("source", pa.string(), "label, caption, expansion or body_part"),
-        _field("role", pa.string(), "noun, whole, head, modifier, compound, activity, name or body_part"),
+        _field("source", pa.string(), f"one of {', '.join(SOURCES)}"),
+        _field(
+            "role",
+            pa.string(),
+            "noun, whole, head, modifier, compound, activity, name, body_part, word or random",
+        ),
         _field("taggers", pa.string(), "who proposed it, joined by +"),
         _field("reason", pa.string(), "why it was dropped; null if kept", null=True),
         _field(
@@ -147,10 +151,10 @@ MERGED_SCHEMA = pa.schema(
 
 MINED_SCHEMA = pa.schema(
     [
-        _field("label", pa.string(), "as given; null for captions and body parts", null=True),
+        _field("label", pa.string(), "as given; null for what no label holds", null=True),
         _field("entity", pa.string(), "the unit, lower case"),
         _field("sense", pa.string(), "WordNet synset name", null=True),
-        _field("source", pa.string(), "label, caption, expansion or body_part"),
+        _field("source", pa.string(), f"one of {', '.join(SOURCES)}"),
         _field("gloss", pa.string(), "definition of the sense", null=True),
         _field("count", pa.int64(), "mentions"),
     ]
@@ -263,7 +267,7 @@ def check_mined(path: Path) -> None:
 
 def check_file(path: Path, suffixes: Sequence[str]) -> None:
     """Raise :class:`CorpusError` unless ``path`` can be a file that ends with one of ``suffixes``."""
-    _check_above(path)
+    check_above(path)
     if path.is_dir():
         raise CorpusError(
             f"--out '{path}' is a folder, expected a file such as '{path / ('out' + suffixes[0])}'"
@@ -437,7 +441,8 @@ def _publish(
     return manifest
 
 
-def _check_above(path: Path) -> None:
+def check_above(path: Path) -> None:
+    """Raise :class:`CorpusError` if ``path`` lies below a file."""
     blocked = next((parent for parent in path.parents if parent.is_file()), None)
     if blocked:
         raise CorpusError(f"--out '{path}' lies below '{blocked}', which is a file, expected a folder")
@@ -451,7 +456,7 @@ def check_room(folder: Path, kind: str, *, force: bool = False) -> None:
 
 def check_holds_only(folder: Path, own: set[str], *, force: bool = False) -> None:
     """Raise :class:`CorpusError` if a folder to write to is a file, or holds other things than ``own``."""
-    _check_above(folder)
+    check_above(folder)
     if folder.exists() and not folder.is_dir():
         raise CorpusError(f"--out '{folder}' is a file, expected a folder")
     others = sorted(p.name for p in folder.iterdir() if p.name not in own) if folder.is_dir() else []
@@ -510,7 +515,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a single file whole or not at all, making its folder; raises :class:`CorpusError` below a file."""
-    _check_above(path)
+    check_above(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, data)
 

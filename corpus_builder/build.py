@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from corpus_builder.config import (
     check_templates,
 )
 from corpus_builder.disambiguate import Choice
-from corpus_builder.entities import Found, Gathered, gather, judge, merge_pairs, with_descriptions
+from corpus_builder.entities import Found, Gathered, gather, judge, largest, merge_pairs, with_descriptions
 from corpus_builder.mine import Candidate, Limits, mine, reasons
 from corpus_builder.relations import expand
 from corpus_builder.senses import Chooser, load_chooser
@@ -43,7 +43,10 @@ from corpus_builder.tables import candidate_table, entity_table, merge_table, se
 from corpus_builder.taggers import Tagger, load_taggers
 from corpus_builder.templates import load_templates
 from corpus_builder.wordlists import WordList, check_synsets, read_list
-from corpus_builder.wordnet import Lexicon, open_lexicon
+from corpus_builder.wordnet import Lexicon, Sense, open_lexicon
+
+LEFT_OUT, BEYOND = "source left out", "beyond the size"
+"""Why a find makes no entity though nothing speaks against it."""
 
 Say = Callable[[str], None]
 
@@ -81,6 +84,8 @@ class MineReport:
     inputs: dict[str, Any]
     spacy_model: str | None
     skipped: Mapping[str, int] = field(default_factory=dict)
+    descriptions: Mapping[str, str] = field(default_factory=dict)
+    """Of phrases, for those that have no sense."""
 
     @property
     def kept(self) -> list[Found]:
@@ -126,6 +131,8 @@ def mine_corpus(
     Raises :class:`CorpusError` on bad input files or missing WordNet, tagger or spaCy data.
     """
     labels = _read_labels(inputs)
+    _check_sources(config.sources, inputs, labels)
+    descriptions = read_descriptions(inputs.descriptions) if inputs.descriptions else {}
     say("loading WordNet and the taggers")
     lexicon = open_lexicon(inputs.nltk_data)
     taggers = load_taggers(config, lexicon, inputs.nltk_data)
@@ -153,9 +160,32 @@ def mine_corpus(
     covered = {item.label for item in found if item.candidate.kept}
     uncovered = tuple(label.label for label in labels.labels if label.label not in covered)
     versions = [tagger.version for tagger in taggers if hasattr(tagger, "version")]
-    facts = _input_facts(inputs, lexicon)
+    facts = input_facts(inputs, lexicon)
     spacy_model = versions[0] if versions else None
-    return MineReport(tuple(found), counter["mentions"], uncovered, facts, spacy_model, skipped)
+    report = MineReport(
+        tuple(found), counter["mentions"], uncovered, facts, spacy_model, skipped, descriptions
+    )
+    return of_sources(report, config.sources)
+
+
+def of_sources(report: MineReport, sources: Sequence[str]) -> MineReport:
+    """The report whose finds of other ``sources`` are dropped for that reason; none named keeps all."""
+    if not sources:
+        return report
+    return _leave_out(report, lambda item: item.source not in sources, LEFT_OUT)
+
+
+def _leave_out(report: MineReport, goes: Callable[[Found], bool], reason: str) -> MineReport:
+    found = tuple(
+        replace(item, candidate=replace(item.candidate, reason=reason))
+        if item.candidate.kept and goes(item)
+        else item
+        for item in report.found
+    )
+    covered = {item.label for item in found if item.candidate.kept}
+    lost = (item.label for item in report.kept if item.label is not None and item.label not in covered)
+    uncovered = tuple(dict.fromkeys((*report.uncovered, *lost)))
+    return replace(report, found=found, uncovered=uncovered)
 
 
 def mined_rows(report: MineReport) -> list[dict[str, Any]]:
@@ -190,60 +220,105 @@ def build_corpus(
     What is mined of captions lies beside ``out`` until that is written; the same call goes on from there.
     """
     from corpus_builder.embed import check_model, choose_device, load_text_encoder, model_location
-    from corpus_builder.index import build_index, index_bytes
 
     artifact.check_room(out, "corpus", force=force)
     check_model(model, pretrained)
     choose_device(device, config.precision)
-    descriptions = read_descriptions(inputs.descriptions) if inputs.descriptions else {}
     clock = _Clock()
     # a CLIP that reads glosses is needed before mining; otherwise a big model waits until mining has gone well
     early = config.strategy == "clip" and config.sense_model is None
     encoder = load_text_encoder(model, pretrained, device, config.precision) if early else None
     work = work_folder(out)
     report = mine_corpus(inputs, config, say, device=device, encoder=encoder, processes=processes, work=work)
-    gathered = with_descriptions(gather(report.found), descriptions)
-    if not gathered.entities:
-        raise CorpusError(
-            f"no entity was found in {report.mentions} mentions; try --taggers both or --body-parts"
-        )
+    gathered = gather_all(report, config)
     clock.lap("mine")
     say(f"{len(gathered.entities)} entities from {report.mentions} mentions; loading {model}")
     encoder = encoder or load_text_encoder(model, pretrained, device, config.precision)
     clock.lap("load model")
+    manifest = publish(
+        report,
+        config,
+        encoder,
+        out,
+        told=asdict(config) | {"spacy_model": report.spacy_model},
+        kind=open_lexicon(inputs.nltk_data).kind,
+        location=model_location(model, pretrained),
+        force=force,
+        say=say,
+    )
+    clear_work(work)
+    clock.lap("embed and write")
+    return BuildReport(manifest, clock.seconds)
+
+
+def gather_all(report: MineReport, config: CorpusConfig) -> Gathered:
+    """The entities of a report, cut to ``config.size`` unless that has to wait for the near-duplicates.
+
+    Raises :class:`CorpusError` if there is none, or fewer than ``config.size``.
+    """
+    gathered = with_descriptions(gather(report.found), report.descriptions)
+    if not gathered.entities:
+        raise CorpusError(
+            f"no entity was found in {report.mentions} mentions; try --taggers both or --body-parts"
+        )
+    cut = largest(gathered, config.size)
+    return cut if config.merge_above is None else gathered
+
+
+def publish(
+    report: MineReport,
+    config: CorpusConfig,
+    encoder: Any,
+    out: Path,
+    *,
+    told: Mapping[str, Any],
+    kind: Callable[[Sense], str],
+    location: Mapping[str, str] | None = None,
+    force: bool = False,
+    say: Say = lambda line: None,
+) -> dict[str, Any]:
+    """Embed the entities of a report, write them as a Corpus and return its manifest.
+
+    Args:
+        report: what was found, by mining or otherwise.
+        config: ``size``, ``entity_text``, ``merge_above`` and ``index`` are used.
+        encoder: a :class:`corpus_builder.embed.TextEncoder`.
+        out: the folder.
+        told: the manifest's ``config``.
+        kind: what a sense is, as :meth:`corpus_builder.wordnet.Lexicon.kind`.
+        location: where the model lies.
+        force: write even if the folder holds other things.
+        say: told of each step.
+    """
+    from corpus_builder.index import build_index, index_bytes
+
+    gathered = gather_all(report, config)
     say("embedding")
     texts = [entity.text(config.entity_text) for entity in gathered.entities]
     truncated = encoder.truncated(texts)
-    gathered, vectors = _unite_near(gathered, encoder.encode(texts), config.merge_above)
-    clock.lap("embed")
-    counts = report.counts | _entity_counts(gathered, descriptions) | {"texts_truncated": truncated}
-    facts = {
-        "config": asdict(config) | {"spacy_model": report.spacy_model},
-        "inputs": report.inputs,
-        "model": encoder.info,
-        "counts": counts,
-    }
-    table = entity_table(gathered.entities, vectors, open_lexicon(inputs.nltk_data).kind, config.entity_text)
+    gathered, vectors = _unite_near(gathered, encoder.encode(texts), config)
+    held = {entity.key for entity in gathered.entities} | {merge.merged.key for merge in gathered.merges}
+    report = _leave_out(report, lambda item: item.key not in held, BEYOND)
+    table = entity_table(gathered.entities, vectors, kind, config.entity_text)
     built = build_index(vectors, config.index)
     say(f"index: {built.kind}, recall@1 {built.recall_at_1:.4f} against exact search")
-    told = {
+    facts = {
+        "config": dict(told),
+        "inputs": report.inputs,
+        "model": encoder.info,
+        "counts": report.counts
+        | _entity_counts(gathered, report.descriptions)
+        | {"texts_truncated": truncated},
+        "index": built.facts,
+    }
+    tables = {
         artifact.SENSES: sense_table(gathered.entities),
         artifact.MERGED: merge_table(gathered),
         artifact.CANDIDATES: candidate_table(report.found),
     }
-    location = model_location(model, pretrained)
-    manifest = artifact.write_corpus(
-        out,
-        table,
-        index_bytes(built.index),
-        told,
-        facts | {"index": built.facts},
-        location=location,
-        force=force,
+    return artifact.write_corpus(
+        out, table, index_bytes(built.index), tables, facts, location=location, force=force
     )
-    clear_work(work)
-    clock.lap("write")
-    return BuildReport(manifest, clock.seconds)
 
 
 def build_labels(
@@ -310,6 +385,20 @@ def _read_labels(inputs: Inputs) -> LabelFile:
     return LabelFile(file.labels, expansions)
 
 
+def _check_sources(sources: Sequence[str], inputs: Inputs, labels: LabelFile) -> None:
+    """Raise :class:`CorpusError` if a source is asked for that was not given."""
+    needs = {
+        "label": ("--labels FILE", inputs.labels is not None),
+        "related": ("--labels FILE", inputs.labels is not None),
+        "caption": ("--captions FILE", inputs.captions is not None),
+        "expansion": ("--expansions FILE", bool(labels.expansions)),
+    }
+    for source in sources:
+        option, given = needs.get(source, ("", True))
+        if not given:
+            raise CorpusError(f"--sources names {source}, which needs {option}")
+
+
 def _from_labels(
     labels: LabelFile,
     taggers: Sequence[Tagger],
@@ -362,17 +451,17 @@ def _body_parts(lexicon: Lexicon) -> list[Found]:
     return found
 
 
-def _unite_near(gathered: Gathered, vectors: Any, above: float | None) -> tuple[Gathered, Any]:
-    """Unite entities whose embeddings have a cosine of at least ``above``; None unites nothing."""
+def _unite_near(gathered: Gathered, vectors: Any, config: CorpusConfig) -> tuple[Gathered, Any]:
+    """Unite entities whose embeddings have a cosine of at least ``config.merge_above``, then cut to the size."""
     from corpus_builder.dedup import near_duplicates
 
-    if above is None:
+    if config.merge_above is None:
         return gathered, vectors
-    pairs = near_duplicates(vectors, above)
+    pairs = near_duplicates(vectors, config.merge_above)
     united = merge_pairs(gathered.entities, pairs, "near-duplicate")
+    after = largest(Gathered(united.entities, (*gathered.merges, *united.merges)), config.size)
     row = {entity.key: number for number, entity in enumerate(gathered.entities)}
-    kept = [row[entity.key] for entity in united.entities]
-    return Gathered(united.entities, (*gathered.merges, *united.merges)), vectors[kept]
+    return after, vectors[[row[entity.key] for entity in after.entities]]
 
 
 def _entity_counts(gathered: Gathered, descriptions: Mapping[str, str]) -> dict[str, Any]:
@@ -390,7 +479,8 @@ def _entity_counts(gathered: Gathered, descriptions: Mapping[str, str]) -> dict[
     }
 
 
-def _input_facts(inputs: Inputs, lexicon: Lexicon) -> dict[str, Any]:
+def input_facts(inputs: Inputs, lexicon: Lexicon) -> dict[str, Any]:
+    """A manifest's ``inputs``: name and hash of every file that is mined, and WordNet's."""
     files = {
         "labels": inputs.labels,
         "captions": inputs.captions,

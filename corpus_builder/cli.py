@@ -1,23 +1,16 @@
 """The ``corpus-builder`` command. Heavy imports wait inside the commands, so that ``--help`` is quick."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from corpus_builder import __version__
+from corpus_builder.cli_compare import app as compare_app
 from corpus_builder.cli_expand import app as expand_app
 from corpus_builder.cli_reuse import app as reuse_app
-from corpus_builder.config import (
-    DEFAULT_SPACY_MODEL,
-    DEFAULT_TEMPLATES,
-    ENTITY_TEXT,
-    CorpusConfig,
-    CorpusError,
-)
+from corpus_builder.config import DEFAULT_SPACY_MODEL, DEFAULT_TEMPLATES, ENTITY_TEXT, CorpusError
 from corpus_builder.options import (
     Allow,
     AsJson,
@@ -47,12 +40,15 @@ from corpus_builder.options import (
     Related,
     SenseModel,
     SensePretrained,
+    Size,
+    Sources,
     SpacyModel,
     Strategy,
     Taggers,
     Templates,
     TemplateSet,
     make_say,
+    mining,
     plain_errors,
 )
 
@@ -62,17 +58,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Mine, disambiguate and embed a corpus of visual entities from action labels or captions.",
 )
-
-
-def _mining(given: Mapping[str, Any]) -> tuple[CorpusConfig, Any]:
-    """The settings and the ``Inputs`` among the options of a command, told apart by their names."""
-    names = {field.name for field in fields(CorpusConfig)}
-    config = CorpusConfig(**{name: value for name, value in given.items() if name in names})
-    from corpus_builder.build import Inputs
-
-    names = {field.name for field in fields(Inputs)}
-    files = {name: value for name, value in given.items() if name in names}
-    return config, Inputs(**files | {"expansions": tuple(files["expansions"] or ())})
 
 
 def _show_version(shown: bool) -> bool:
@@ -107,6 +92,7 @@ def mine_cli(
     sense_pretrained: SensePretrained = None,
     body_parts: BodyParts = True,
     related: Related = 0,
+    sources: Sources = None,
     min_count: MinCount = 1,
     max_words: MaxWords = 4,
     nltk_data: NltkData = None,
@@ -116,7 +102,7 @@ def mine_cli(
     quiet: Quiet = False,
 ) -> None:
     """Find the entities of labels and captions, with their WordNet senses. Needs no CLIP."""
-    config, inputs = _mining(locals())
+    config, inputs = mining(locals())
     from corpus_builder import artifact, build
     from corpus_builder import captions as mining
 
@@ -147,12 +133,14 @@ def build_cli(
     sense_pretrained: SensePretrained = None,
     body_parts: BodyParts = True,
     related: Related = 0,
+    sources: Sources = None,
     min_count: MinCount = 1,
     max_words: MaxWords = 4,
     nltk_data: NltkData = None,
     allow: Allow = None,
     deny: Deny = None,
     entity_text: EntityText = ENTITY_TEXT,
+    size: Size = None,
     merge_above: MergeAbove = None,
     index: Index = "auto",
     processes: Processes = 1,
@@ -162,7 +150,7 @@ def build_cli(
     quiet: Quiet = False,
 ) -> None:
     """Mine entities, embed them with a CLIP text tower, and write the corpus with its FAISS index."""
-    config, inputs = _mining(locals())
+    config, inputs = mining(locals())
     from corpus_builder import build
 
     say = make_say(quiet)
@@ -236,5 +224,6 @@ def inspect_cli(
         typer.echo("every file is as written", err=as_json)
 
 
+app.registered_commands.extend(compare_app.registered_commands)
 app.registered_commands.extend(reuse_app.registered_commands)
 app.add_typer(expand_app, name="expand")

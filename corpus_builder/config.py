@@ -10,7 +10,13 @@ LEARNED_STRATEGIES = ("clip", "t5")
 STRATEGIES = ("extended", "lesk", "first", *LEARNED_STRATEGIES)
 PRECISIONS = ("fp32", "bf16", "fp16")
 INDEX_CHOICES = ("auto", "flat", "ivf", "hnsw")
-SOURCES = ("label", "caption", "expansion", "body_part")
+MINED_SOURCES = ("label", "caption", "expansion", "related", "body_part")
+SOURCES = (*MINED_SOURCES, "list", "random")
+"""Where an entity comes from: mined, a list of words (``import``), or drawn at random (``random``)."""
+
+MATCHES = ("none", "lexname", "concreteness")
+"""What random nouns may have in common with a corpus: nothing, lexicographer files, or how many are things."""
+
 KINDS = (
     "object",
     "animal",
@@ -122,6 +128,10 @@ class CorpusConfig:
     merge_above: float | None = None
     """Cosine of two embeddings from which they are one entity; None (the default) merges none, since the
     right threshold depends on the model."""
+    sources: tuple[str, ...] = ()
+    """Which of ``MINED_SOURCES`` make entities, in this order; none named means all."""
+    size: int | None = None
+    """How many entities are kept: those of labels first, then by count, then in corpus order; None keeps all."""
 
     def __post_init__(self) -> None:
         """Check every option; raises :class:`CorpusError`."""
@@ -143,8 +153,32 @@ class CorpusConfig:
             raise CorpusError(f"--merge-above is {self.merge_above}, expected a cosine above 0, at most 1")
         if self.related < 0:
             raise CorpusError(f"--related is {self.related}, expected 0 (none) or more")
+        self._check_selection()
         if not self.spacy_model:
             raise CorpusError("--spacy-model is empty, expected an installed pipeline's name or a path")
+
+    def _check_selection(self) -> None:
+        for source in self.sources:
+            check_choice("--sources", source, MINED_SOURCES)
+        if self.size is not None and self.size < 1:
+            raise CorpusError(f"--size is {self.size}, expected at least 1 entity")
+        if "related" in self.sources and not self.related:
+            raise CorpusError("--sources names related, which needs --related N, the most to add per label")
+        if "body_part" in self.sources and not self.body_parts:
+            raise CorpusError("--sources names body_part, which --no-body-parts leaves out")
+
+
+def split_sources(text: str | None) -> tuple[str, ...]:
+    """``"caption,label"`` -> ``("label", "caption")``: each once, in the order of ``MINED_SOURCES``; None -> ().
+
+    Raises :class:`CorpusError` on a name that is none of them.
+    """
+    if text is None:
+        return ()
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        check_choice("--sources", name, MINED_SOURCES)
+    return tuple(source for source in MINED_SOURCES if source in names)
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:

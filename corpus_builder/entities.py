@@ -1,8 +1,8 @@
 """Finds -> entities: one entry per sense, or per name where there is none; variants united. Pure.
 
-Order of a corpus, which makes entity ids repeatable: by source (label, caption, expansion, body part), then
-name, then sense. An entity's key is its sense where it has one, else its name; finds of one key are merged,
-their counts added and their labels united.
+Order of a corpus, which makes entity ids repeatable: by source (in the order of ``config.SOURCES``), then name,
+then sense. An entity's key is its sense where it has one, else its name; finds of one key are merged, their
+counts added and their labels united.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from corpus_builder.config import ENTITY_TEXT, EXAMPLES, SOURCES
+from corpus_builder.config import ENTITY_TEXT, EXAMPLES, SOURCES, CorpusError
 from corpus_builder.describe import describe
 from corpus_builder.disambiguate import Choice
 from corpus_builder.mine import Candidate
@@ -38,6 +38,8 @@ class Found:
     choice: Choice
     count: int = 1
     contexts: tuple[str, ...] = ()
+    description: str | None = None
+    """Given with the word, to be embedded in place of the sense's gloss."""
 
     @property
     def name(self) -> str:
@@ -65,7 +67,7 @@ class Entity:
     aliases: frozenset[str] = frozenset()
     contexts: tuple[str, ...] = ()
     description: str | None = None
-    """What a phrase without a sense is, as a file of descriptions has it."""
+    """Embedded in place of the sense's gloss; for a phrase without a sense it is all there is."""
 
     @property
     def sense(self) -> Sense | None:
@@ -84,7 +86,7 @@ class Entity:
 
     def text(self, form: str = ENTITY_TEXT) -> str:
         """What is embedded, in a form of :func:`corpus_builder.describe.describe`."""
-        return describe(self.name, self.gloss, form)
+        return describe(self.name, self.description or self.gloss, form)
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,11 @@ def judge(found: Iterable[Found], allow: WordList, deny: WordList) -> list[Found
     """The finds, those dropped whose *sense* speaks against them; what the allow list names is kept.
 
     A denied synset goes always. An abstract sense (a thought, a time) goes, unless it is all that its class
-    name holds, since every class is to have an entity.
+    name holds, since every class is to have an entity; what other sources add to the class has no say in that.
     """
     found = list(found)
-    shown = {item.label for item in found if item.candidate.kept and not _is_abstract(item)}
+    named = (item for item in found if item.source == "label" and item.candidate.kept)
+    shown = {item.label for item in named if not _is_abstract(item)}
     return [_judged(item, allow, deny, shown) for item in found]
 
 
@@ -181,7 +184,42 @@ def unite(survivor: Entity, merged: Entity) -> Entity:
         labels=survivor.labels | merged.labels,
         aliases=frozenset(names - {survivor.name}),
         contexts=examples((*survivor.contexts, *merged.contexts)),
+        description=survivor.description or merged.description,
     )
+
+
+def largest(gathered: Gathered, size: int | None) -> Gathered:
+    """The ``size`` entities that matter most, in corpus order: those of labels first, then by count, then by order.
+
+    None keeps all. What was merged into an entity that goes is no longer told. Raises :class:`CorpusError` if there
+    are fewer entities than ``size``.
+    """
+    entities = gathered.entities
+    if size is None:
+        return gathered
+    if size > len(entities):
+        raise CorpusError(
+            f"--size is {size}, but there are {len(entities)} entities; ask for at most so many"
+        )
+    ranked = sorted(
+        range(len(entities)), key=lambda n: ("label" not in entities[n].sources, -entities[n].count, n)
+    )
+    kept = tuple(entities[number] for number in sorted(ranked[:size]))
+    told = survivors(gathered)
+    keys = {entity.key for entity in kept}
+    return Gathered(kept, tuple(merge for merge in gathered.merges if told[merge.merged.key] in keys))
+
+
+def survivors(gathered: Gathered) -> dict[str, str]:
+    """For each key that was merged away the key of the entity that holds it in the end."""
+    went = {merge.merged.key: merge.survivor for merge in gathered.merges}
+
+    def last(key: str) -> str:
+        while key in went:
+            key = went[key]
+        return key
+
+    return {key: last(key) for key in went}
 
 
 def merge_pairs(
@@ -246,4 +284,5 @@ def _entity(key: str, group: Sequence[Found]) -> Entity:
         frozenset(item.label for item in group if item.label is not None),
         frozenset(names) - {name},
         examples(text for item in group for text in item.contexts),
+        next((item.description for item in group if item.description), None),
     )

@@ -1,13 +1,14 @@
 """Options that commands share, and how a command ends on an error. No work, no heavy import."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from corpus_builder.config import CorpusError
+from corpus_builder.config import CorpusConfig, CorpusError, split_sources
 
 _LABELS_HELP = "Class names: .txt (one a line), .csv, .json, .jsonl or .parquet."
 LabelsFile = Annotated[Path, typer.Option("--labels", help=_LABELS_HELP)]
@@ -52,6 +53,19 @@ Related = Annotated[
     int,
     typer.Option(
         "--related", help="Things WordNet relates (parts, materials, kinds) to add per label, at most."
+    ),
+]
+Sources = Annotated[
+    str | None,
+    typer.Option(
+        "--sources",
+        help="What makes entities, with commas: label, caption, expansion, related, body_part [default: all].",
+    ),
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        "--size", help="Entities to keep: those of labels first, then the most mentioned [default: all]."
     ),
 ]
 MinCount = Annotated[int, typer.Option("--min-count", help="Captions an entity must be found in.")]
@@ -131,3 +145,15 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
 def make_say(quiet: bool) -> Callable[[str], None]:
     """Where progress goes: to stderr, or nowhere."""
     return (lambda line: None) if quiet else functools.partial(typer.echo, err=True)
+
+
+def mining(given: Mapping[str, Any]) -> tuple[CorpusConfig, Any]:
+    """The settings and the ``Inputs`` among the options of a command, told apart by their names."""
+    names = {field.name for field in fields(CorpusConfig)}
+    given = {**given, "sources": split_sources(given.get("sources"))}
+    config = CorpusConfig(**{name: value for name, value in given.items() if name in names})
+    from corpus_builder.build import Inputs
+
+    names = {field.name for field in fields(Inputs)}
+    files = {name: value for name, value in given.items() if name in names}
+    return config, Inputs(**files | {"expansions": tuple(files["expansions"] or ())})

@@ -13,7 +13,7 @@ from corpus_builder.wordnet import Lexicon, Sense
 
 
 def expand(found: Iterable[Found], lexicon: Lexicon, most: int) -> list[Found]:
-    """At most ``most`` related things per class name, as finds of the source ``expansion``.
+    """At most ``most`` related things per class name, as finds of the source ``related``.
 
     The things a name holds take turns, so that a guitar's many kinds leave room for the strap's buckle. What the
     name holds already is not added; ``contexts`` tell what a thing is related to.
@@ -46,4 +46,4 @@ def _first(turns: Iterator[tuple[Sense, str]], most: int) -> list[tuple[Sense, s
 def _found(label: str, sense: Sense, related_to: str) -> Found:
     candidate = Candidate(sense.form, sense.form, "noun", taggers=frozenset({"wordnet"}))
     context = f"related to {related_to} in {label}"
-    return Found(label, candidate, "expansion", Choice(sense, 0.0, senses=(sense,)), contexts=(context,))
+    return Found(label, candidate, "related", Choice(sense, 0.0, senses=(sense,)), contexts=(context,))

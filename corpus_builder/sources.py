@@ -15,9 +15,11 @@ from corpus_builder.describe import PARTS, joined
 
 LABEL_COLUMNS = ("name", "label")
 CAPTION_COLUMNS = ("caption", "text")
+WORD_COLUMNS = ("word", "name", "label", "phrase", "class")
 ALIKE: dict[tuple[str, ...], tuple[str, ...]] = {
     LABEL_COLUMNS: ("class", "action"),
     CAPTION_COLUMNS: ("sentence", "description"),
+    WORD_COLUMNS: ("category", "object", "entity", "synset"),
 }
 """What such columns are called elsewhere: not read unasked, but worth a hint."""
 
@@ -200,6 +202,56 @@ def iter_captions(path: Path, column: str | None = None) -> Captions:
     rows are not UTF-8.
     """
     return Captions(path, column)
+
+
+def list_rows(path: Path, column: str | None = None) -> Iterator[tuple[str, str | None]]:
+    """Every row of a list of words: its text, and why it has none.
+
+    ``.txt``, ``.csv``, ``.json``, ``.jsonl`` or ``.parquet``. The column is the first of ``WORD_COLUMNS`` unless given.
+    JSON: a list of words or objects, the ``categories`` of COCO and LVIS, a dict from id to word (or ImageNet's pair),
+    or from word to description.
+    Raises :class:`CorpusError` on a missing, empty or unreadable file, or an unknown column.
+    """
+    _require_file(path, "WORDS")
+    suffix = path.suffix.lower()
+    if suffix == ".txt":
+        rows: Iterable[_Row] = _text_rows(path)
+    elif suffix == ".csv":
+        rows = _csv_rows(path, column, WORD_COLUMNS, "--column")
+    elif suffix == ".jsonl":
+        rows = _json_rows(path, column, WORD_COLUMNS, "--column")
+    elif suffix == ".parquet":
+        rows = _parquet_rows(path, column, WORD_COLUMNS, "WORDS", "--column")
+    elif suffix == ".json":
+        rows = _listed(path, column)
+    else:
+        raise CorpusError(
+            f"WORDS {path.name}: got '{path.suffix}', expected a .txt, .csv, .json, .jsonl or .parquet file"
+        )
+    return ((row.text, row.reason) for row in rows)
+
+
+def _listed(path: Path, column: str | None) -> Iterator[_Row]:
+    data = _load_json(path)
+    if isinstance(data, dict):
+        data = data.get("categories", data)
+    if isinstance(data, dict):
+        ids = all(key.isdigit() for key in data)
+        data = list(data.values()) if ids else [_described(key, value) for key, value in data.items()]
+    if not isinstance(data, list) or not data:
+        raise CorpusError(f"WORDS {path.name}: got {_kind(data)}, expected a list or a dict of words")
+    chosen = None
+    for item in data:
+        if isinstance(item, dict):
+            chosen = chosen or _choose_column(path, list(item), column, WORD_COLUMNS, "--column")
+            item = item.get(chosen)
+        elif isinstance(item, list) and all(isinstance(part, str) for part in item):
+            item = " ".join(item)
+        yield _json_row(item)
+
+
+def _described(word: str, value: object) -> str:
+    return f"{word}\t{value}" if isinstance(value, str) and value.strip() else word
 
 
 def label_mentions(file: LabelFile) -> list[Mention]:

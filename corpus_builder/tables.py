@@ -10,7 +10,7 @@ from jaxtyping import Float
 from corpus_builder import artifact
 from corpus_builder.artifact import table_of
 from corpus_builder.config import ENTITY_TEXT
-from corpus_builder.entities import Entity, Found, Gathered
+from corpus_builder.entities import Entity, Found, Gathered, survivors
 from corpus_builder.wordnet import Sense
 
 
@@ -62,16 +62,10 @@ def sense_table(entities: Sequence[Entity]) -> pa.Table:
 def merge_table(gathered: Gathered) -> pa.Table:
     """``merged.parquet``: what went into which entity, and why."""
     ids = {entity.key: row for row, entity in enumerate(gathered.entities)}
-    went = {merge.merged.key: merge.survivor for merge in gathered.merges}
-
-    def last(key: str) -> str:
-        while key in went:
-            key = went[key]
-        return key
-
+    held_by = survivors(gathered)
     rows = [
         {
-            "entity_id": ids[last(merge.survivor)],
+            "entity_id": ids[held_by[merge.merged.key]],
             "key": merge.merged.key,
             "name": merge.merged.name,
             "reason": merge.reason,

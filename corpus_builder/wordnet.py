@@ -126,6 +126,19 @@ class Sense:
     count: int = 0
 
 
+@dataclass(frozen=True)
+class Noun:
+    """What a line of WordNet's noun file tells of a synset: its id, headword (lower case) and lexicographer file.
+
+    ``wnid`` is ``n`` and the offset in eight digits, as in ImageNet; ``individual`` tells a named one (a general).
+    """
+
+    wnid: str
+    form: str
+    lexname: str
+    individual: bool
+
+
 _OPEN: dict[str, "Lexicon"] = {}
 
 
@@ -193,6 +206,7 @@ class Lexicon:
         self._senses = lru_cache(REMEMBERED)(self._read_senses)
         self._irregular = self._read_irregular()
         self._counts = self._read_counts()
+        self._nouns: dict[str, Noun] = {}
 
     def sha256(self) -> str:
         """Hash of the noun data, the part of WordNet that decides a corpus."""
@@ -221,7 +235,18 @@ class Lexicon:
             synset = self._reader.synset(name)
         except Exception:  # nltk raises WordNetError, KeyError or ValueError, depending on what is wrong
             return None
-        return self._describe(synset, name.split(".")[0].replace("_", " "), 0)
+        return self._describe(synset, _words(synset), 0) if synset.pos() == "n" else None
+
+    def sense_at(self, wnid: str) -> Sense | None:
+        """The noun sense of an id such as ImageNet's ``n01440764`` (``n`` and WordNet 3.0's offset), or None."""
+        if wnid not in self._all_nouns():
+            return None
+        synset = self._reader.synset_from_pos_and_offset("n", int(wnid[1:]))
+        return self._describe(synset, _words(synset), 0)
+
+    def nouns(self) -> tuple[Noun, ...]:
+        """Every noun synset but named individuals, in the order of WordNet's file."""
+        return tuple(noun for noun in self._all_nouns().values() if not noun.individual)
 
     def kind(self, sense: Sense) -> str:
         """What a sense is, one of ``config.KINDS``: a place is a scene, the rest goes by lexicographer file."""
@@ -296,13 +321,14 @@ class Lexicon:
     def related(self, name: str) -> tuple[Sense, ...]:
         """Things to be seen with the named synset: its parts, what it is made of, what its field uses, its kinds.
 
-        In this order, each in WordNet's own; only what a camera sees (``SEEN_FILES``), and no meat of an animal.
+        In this order, each in that of WordNet's file; only what a camera sees (``SEEN_FILES``), no meat of an animal.
         """
         synset = self._reader.synset(name)
         if synset.pos() != "n":
             return ()
-        field = (other for other in synset.in_topic_domains() if other.pos() == "n")
-        found = [*synset.part_meronyms(), *synset.substance_meronyms(), *field, *synset.hyponyms()]
+        field = [other for other in synset.in_topic_domains() if other.pos() == "n"]
+        groups = (synset.part_meronyms(), synset.substance_meronyms(), field, synset.hyponyms())
+        found = [other for group in groups for other in _in_file_order(group)]
         meat = synset.lexname() == "noun.animal"
         kept = {
             other.name(): other
@@ -339,6 +365,17 @@ class Lexicon:
         with self._reader.open("cntlist.rev") as stream:
             rows = [line.split() for line in stream.read().splitlines()]
         return {key: int(count) for key, _, count in rows}
+
+    def _all_nouns(self) -> dict[str, Noun]:
+        # read from the file itself: NLTK takes half a minute to make all its synsets
+        if not self._nouns:
+            with self._reader.open("lexnames") as stream:
+                lexnames = dict(line.split()[:2] for line in stream.read().splitlines() if line.strip())
+            with self._reader.open("data.noun") as stream:
+                lines = (line for line in stream.read().splitlines() if line[:1].isdigit())
+            nouns = (_noun(line, lexnames) for line in lines)
+            self._nouns = {noun.wnid: noun for noun in nouns}
+        return self._nouns
 
     def _read_forms(self, phrase: str) -> tuple[str, ...]:
         return self._find_forms(phrase.split())
@@ -398,15 +435,16 @@ class Lexicon:
         return tuple(self._describe(synset, form, rank) for rank, (synset, form) in enumerate(kept))
 
     def _describe(self, synset: Any, form: str, rank: int) -> Sense:
-        near = [
-            *synset.hypernyms(),
-            *synset.part_meronyms(),
-            *synset.substance_meronyms(),
-            *synset.topic_domains(),
-        ]
+        groups = (
+            synset.hypernyms(),
+            synset.part_meronyms(),
+            synset.substance_meronyms(),
+            synset.topic_domains(),
+        )
+        near = [other for group in groups for other in _in_file_order(group)]
         texts = [synset.definition(), *synset.examples(), *synset.lemma_names()]
         texts += [text for other in near for text in (other.definition(), *other.lemma_names())]
-        texts += [name for other in synset.hyponyms() for name in other.lemma_names()]
+        texts += [name for other in _in_file_order(synset.hyponyms()) for name in other.lemma_names()]
         signature = tuple(text.replace("_", " ") for text in texts)
         kinds = frozenset().union(*(self.within(s.name()) for s in (synset, *synset.topic_domains())))
         named = [lemma for lemma in synset.lemmas() if lemma.name().replace("_", " ").lower() == form.lower()]
@@ -425,6 +463,22 @@ class Lexicon:
                         sense = self._describe(form.synset(), form.name().replace("_", " "), len(found))
                         found.setdefault(sense.name, sense)
         return tuple(found.values())
+
+
+def _in_file_order(synsets: Iterable[Any]) -> list[Any]:
+    # NLTK gives what a synset points to in the order of a set, another one in every process
+    return sorted(synsets, key=lambda synset: (synset.pos(), synset.offset()))
+
+
+def _words(synset: Any) -> str:
+    """The headword as in the synset's name, spaced: names hold full stops of their own (``ph.d..n.01``)."""
+    return synset.name().rsplit(".", 2)[0].replace("_", " ")
+
+
+def _noun(line: str, lexnames: dict[str, str]) -> Noun:
+    offset, file, _, _, word, _ = line.split(" ", 5)
+    told = line.partition(" | ")[0]
+    return Noun(f"n{offset}", word.replace("_", " ").lower(), lexnames[file], " @i " in told)
 
 
 def _gerunds(verb: str) -> tuple[str, ...]:

@@ -46,7 +46,10 @@ ORIGINS = {
     "label": "a phrase of a label",
     "caption": "a phrase of the captions",
     "expansion": "an expansion of a label",
+    "related": "a thing WordNet relates to a label",
     "body_part": "a body part, added to every corpus",
+    "list": "a word of a list",
+    "random": "a noun drawn at random, for comparison",
 }
 _ENTITY_COLUMNS = ["name", "source", "sense", "gloss", "labels"]
 _REGION_COLUMNS = ["frame_index", "time_s", "region_index", "patch_map", "topk_entity", "topk_score"]

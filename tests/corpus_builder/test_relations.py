@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from corpus_builder import build
@@ -34,7 +38,7 @@ def test_known_relations(lexicon):
 def test_things_of_a_name_take_turns_up_to_the_limit_and_nothing_twice(lexicon):
     found = [find(lexicon, "a", "bicycle.n.01"), find(lexicon, "a", "horse.n.01")]
     added = expand(found, lexicon, 4)
-    assert len(added) == 4 and {item.source for item in added} == {"expansion"}
+    assert len(added) == 4 and {item.source for item in added} == {"related"}
     bicycle, horse = (lexicon.related(name) for name in ("bicycle.n.01", "horse.n.01"))
     assert [item.key for item in added] == [bicycle[0].name, horse[0].name, bicycle[1].name, horse[1].name]
     keys = [item.key for item in expand([*found, find(lexicon, "a", bicycle[0].name)], lexicon, 100)]
@@ -52,8 +56,28 @@ def test_a_build_adds_them_and_counts_them(shared, tmp_path):
     (tmp_path / "labels.txt").write_text("fixing bicycle\nzumba\n")
     inputs = build.Inputs(labels=tmp_path / "labels.txt", nltk_data=shared / "nltk_data")
     report = build.mine_corpus(inputs, CorpusConfig(taggers="wordnet", body_parts=False, related=5))
-    added = [item for item in report.kept if item.source == "expansion"]
+    added = [item for item in report.kept if item.source == "related"]
     assert len(added) == 5 and {item.label for item in added} == {"fixing bicycle"}
     assert added[0].contexts == ("related to bicycle in fixing bicycle",)
     with pytest.raises(CorpusError, match="--related is -1"):
         CorpusConfig(related=-1)
+
+
+@pytest.mark.shared
+def test_the_order_of_related_things_is_one_in_every_process(shared):
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom corpus_builder.wordnet import open_lexicon\n"
+        "lexicon = open_lexicon(Path(sys.argv[1]))\n"
+        "for name in ('horse.n.01', 'nail.n.01', 'camel.n.01'):\n"
+        "    print([s.name for s in lexicon.related(name)], lexicon.sense(name).signature)\n"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", program, str(shared / "nltk_data")],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in (1, 2)
+    }
+    assert len(told) == 1
