@@ -104,13 +104,13 @@ def mine_cli(
     """Find the entities of labels and captions, with their WordNet senses. Needs no CLIP."""
     config, inputs = mining(locals())
     from corpus_builder import artifact, build
-    from corpus_builder import captions as mining
+    from corpus_builder.captions import clear_work, work_folder
 
     artifact.check_mined(out)
-    work = mining.work_folder(out)
+    work = work_folder(out)
     report = build.mine_corpus(inputs, config, make_say(quiet), processes=processes, work=work)
     artifact.write_mined(out, artifact.table_of(build.mined_rows(report), artifact.MINED_SCHEMA))
-    mining.clear_work(work)
+    clear_work(work)
     make_say(quiet)(json.dumps(report.counts, indent=2))
 
 
