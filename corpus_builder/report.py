@@ -63,7 +63,10 @@ SOURCE_WORDS = {
     "label": "a phrase of a label",
     "caption": "a phrase of the captions",
     "expansion": "an expansion of a label",
+    "related": "what WordNet relates to a thing that a label names",
     "body_part": "a part of the body, added to every corpus",
+    "list": "an entry of a list of words",
+    "random": "a random noun of WordNet",
 }
 
 

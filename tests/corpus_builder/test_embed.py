@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from corpus_builder.config import CorpusError
 from corpus_builder.embed import (
-    OpenClipText,
+    OpenClip,
     check_model,
     embed_labels,
     lengths_of,
@@ -61,7 +61,7 @@ def test_a_model_that_reads_its_padding_is_given_all_of_it(encoder):
 
 def test_half_precision_is_near_single_and_for_gpus(encoder, tiny_clip):
     # the CPU's bf16 stands in for the GPU's: the same path, which users are kept from
-    half = OpenClipText(encoder._model, encoder._tokenizer, encoder.info, "cpu", "bf16")
+    half = OpenClip(encoder._model, encoder._tokenizer, encoder.info, "cpu", "bf16")
     found, expected = half.encode(TEXTS[:3]), encoder.encode(TEXTS[:3])
     assert not np.array_equal(found, expected) and (found * expected).sum(axis=1).min() > 0.999
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)

@@ -126,7 +126,7 @@ def test_tags_do_not_depend_on_the_batch(colours, photos, monkeypatch):
 
     paths = [photos / f"{name}.png" for name in COLOURS] * 3
     whole = list(cb.open(colours, device="cpu").tag(paths, 2))
-    monkeypatch.setattr(api, "BATCH", 5)
+    monkeypatch.setattr(api, "PHOTOS", 5)
     parts = list(cb.open(colours, device="cpu").tag(paths, 2))
     assert [[hit.name for hit in row.hits] for row in whole] == [
         [hit.name for hit in row.hits] for row in parts
