@@ -349,27 +349,37 @@ def _in_order(inputs: Mapping[str, Row]) -> list[tuple[str, Row]]:
 def remake(manifest: Mapping[str, Any]) -> str:
     """The command that makes a corpus again, files named as the manifest does: without their folders."""
     inputs = [(name.rstrip("0123456789"), entry["file"]) for name, entry in _in_order(manifest["inputs"])]
-    model = [
-        *_flag("model", manifest["model"]["name"]),
-        *_flag("pretrained", manifest["model"]["pretrained"]),
+    operation = manifest["config"].get("operation", {"name": "build"})
+    named = [file for name, file in inputs if name in POSITIONAL]
+    flags = [
+        word for name, file in inputs if name not in (*POSITIONAL, "wordnet") for word in _flag(name, file)
     ]
-    operation = manifest["config"].get("operation")
-    if operation:
-        given = {name: value for name, value in operation.items() if name != "name" and value}
-        words = [operation["name"], *(file for name, file in inputs if name == "corpus")]
-        words += model if operation["name"] == "re-embed" else []
-    else:
-        usual = {field.name: field.default for field in fields(CorpusConfig)}
-        given = {name: value for name, value in manifest["config"].items() if value != usual.get(name)}
-        spacy = (given.pop("spacy_model", None) or DEFAULT_SPACY_MODEL).split()[0]
-        given |= {"spacy_model": spacy} if spacy != DEFAULT_SPACY_MODEL else {}
-        words = [
-            "build",
-            *(w for name, file in inputs if name != "wordnet" for w in _flag(name, file)),
-            *model,
-        ]
-    flags = [word for name, value in given.items() for word in _flag(name, value)]
-    return shlex.join(["corpus-builder", *words, *flags, "--out", "corpus"])
+    if operation["name"] not in ("subset", "merge"):
+        flags += _flag("model", manifest["model"]["name"]) + _flag(
+            "pretrained", manifest["model"]["pretrained"]
+        )
+    told = {
+        name: value
+        for name, value in operation.items()
+        if name != "name" and value not in (None, "", [], 0, True)
+    }
+    settings = told | (_unusual(manifest["config"]) if operation["name"] in ("build", "import") else {})
+    flags += [word for name, value in settings.items() for word in _flag(name, value)]
+    return shlex.join(["corpus-builder", operation["name"], *named, *flags, "--out", "corpus"])
+
+
+POSITIONAL = ("corpus", "words")
+"""Inputs that commands take without a flag."""
+
+
+def _unusual(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a build or an import that are not the default, as its flags."""
+    usual = {field.name: field.default for field in fields(CorpusConfig)}
+    given = {name: value for name, value in config.items() if name in usual and value != usual[name]}
+    spacy = (given.pop("spacy_model", None) or DEFAULT_SPACY_MODEL).split()[0]
+    given |= {"spacy_model": spacy} if spacy != DEFAULT_SPACY_MODEL else {}
+    sources = given.pop("sources", None)
+    return given | ({"sources": ",".join(sources)} if sources else {})
 
 
 def _flag(name: str, value: Any) -> list[str]:

@@ -257,6 +257,29 @@ def test_the_command_of_a_subset_makes_the_same_subset(corpus, tmp_path, monkeyp
     assert "By subset from parent" in Reader((tmp_path / "part.html").read_text()).text
 
 
+@pytest.mark.shared
+def test_the_command_of_words_and_of_random_nouns_makes_the_same(
+    corpus, shared, tiny_clip, tmp_path, monkeypatch
+):
+    clip = tiny_clip.removeprefix("local-dir:")
+    shutil.copytree(clip, tmp_path / clip.rsplit("/", 1)[1])
+    shutil.copytree(corpus, tmp_path / "true")
+    (tmp_path / "words.txt").write_text("guitar\nbat\tan animal that flies at night\nball.n.01\nzzyx\n")
+    monkeypatch.chdir(tmp_path)
+    here = ["--nltk-data", str(shared / "nltk_data"), "--quiet"]
+    for given in (
+        ["import", "words.txt", "--max-words", "3"],
+        ["random", "--size", "9", "--seed", "4", "--not-in", "true"],
+    ):
+        first = [*given, "--model", f"local-dir:{clip.rsplit('/', 1)[1]}", "--out", given[0], *here]
+        done = CliRunner().invoke(app, first)
+        assert done.exit_code == 0, done.output
+        made = artifact.open_corpus(tmp_path / given[0])
+        done = CliRunner().invoke(app, [*shlex.split(report.remake(made.manifest))[1:], *here])
+        assert done.exit_code == 0, done.output
+        assert artifact.open_corpus(tmp_path / "corpus").fingerprint == made.fingerprint
+
+
 # What the page must never do.
 
 
