@@ -34,6 +34,8 @@ MERGED = "merged.parquet"
 CANDIDATES = "candidates.parquet"
 LABELS = "labels.parquet"
 MODEL_LOCATION = "model_location.json"
+WORDNET = "wordnet"
+"""The manifest's input that tells which WordNet the senses are from; corpora made from corpora carry it on."""
 FILES = {"corpus": (ENTITIES, INDEX, SENSES, MERGED, CANDIDATES), "labels": (LABELS,)}
 MAKERS = {
     "corpus": "corpus-builder build --labels FILE --model MODEL --pretrained TAG --out DIR",
@@ -350,6 +352,19 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
             f"{path} was changed after it was written (its fingerprint is wrong); run `{maker}` again"
         )
     return manifest
+
+
+def check_one_wordnet(first: Artifact, sha256: str | None, whose: str) -> None:
+    """Raise :class:`CorpusError` if a corpus has its senses from another WordNet than ``whose``; None is unknown.
+
+    Keys are synset names, and one name may be another synset in another version.
+    """
+    own = first.manifest["inputs"].get(WORDNET, {}).get("sha256")
+    if own and sha256 and own != sha256:
+        raise CorpusError(
+            f"'{first.folder}' has its senses from another version of WordNet ({own[:12]}) than {whose}"
+            f" ({sha256[:12]}), so that their keys cannot be compared; make one again with the other's WordNet"
+        )
 
 
 def verify_files(artifact: Artifact) -> dict[str, bool]:

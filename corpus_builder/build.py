@@ -492,5 +492,5 @@ def input_facts(inputs: Inputs, lexicon: Lexicon) -> dict[str, Any]:
     facts: dict[str, Any] = {
         name: artifact.file_input(path) for name, path in files.items() if path is not None
     }
-    facts["wordnet"] = {"file": "data.noun", "sha256": lexicon.sha256()}
+    facts[artifact.WORDNET] = {"file": "data.noun", "sha256": lexicon.sha256()}
     return facts

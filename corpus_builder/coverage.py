@@ -117,6 +117,7 @@ def coverage(
     vectors = _vectors(corpus, given, embeddings, embed, device)
     inputs = Inputs(labels=labels, label_column=label_column, nltk_data=nltk_data)
     report = mine_corpus(inputs, config, say, device=device)
+    artifact.check_one_wordnet(corpus, report.inputs[artifact.WORDNET]["sha256"], "the labels are mined with")
     mentioned: dict[str, set[str]] = {}
     for item in report.kept:
         if item.source == "label" and item.label is not None:

@@ -111,12 +111,14 @@ def merge(folders: Sequence[Path], out: Path, *, force: bool = False) -> dict[st
 
     Entities of one key become one: the name, text and embedding of the first corpus that has it, counts added, labels,
     sources, names and contexts united. The manifest's ``counts`` tell how many were ``united``, and of these how many
-    ``texts_differed``. Raises :class:`CorpusError` if their models differ, or there are fewer than two.
+    ``texts_differed``. Raises :class:`CorpusError` if their models or WordNets differ, or there are fewer than two.
     """
     if len(folders) < 2:
         raise CorpusError(f"merge takes two corpora or more, got {len(folders)}")
     corpora = [artifact.open_corpus(folder) for folder in folders]
     _check_one_model(corpora)
+    for corpus in corpora[1:]:
+        artifact.check_one_wordnet(corpora[0], _wordnet([corpus]).get("sha256"), f"'{corpus.folder}'")
     places: dict[str, Place] = {}
     united: dict[str, Row] = {}
     counts: Counter[str] = Counter(united=0, texts_differed=0)
@@ -306,6 +308,7 @@ def _derive(
             f"corpus{number}": {"file": parent.folder.name, "sha256": parent.fingerprint}
             for number, parent in enumerate(parents)
         }
+        | ({artifact.WORDNET: found} if (found := _wordnet(parents)) else {})
         | dict(inputs),
         "model": dict(space.model),
         "counts": {"entities": len(rows), "parents": [len(parent.table) for parent in parents]}
@@ -318,6 +321,11 @@ def _derive(
     return artifact.write_corpus(
         out, table, index_bytes(built.index), tables, facts, location=space.location, force=force
     )
+
+
+def _wordnet(parents: Sequence[Artifact]) -> dict[str, Any]:
+    told = (parent.manifest["inputs"].get(artifact.WORDNET) for parent in parents)
+    return next((entry for entry in told if entry), {})
 
 
 def _read(corpus: Artifact, name: str) -> pa.Table:

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus_builder import artifact, build, captions
+from corpus_builder import artifact, build, captions, reuse
 from corpus_builder.captions import Tally, Work, caption_finds, clear_work, work_folder
 from corpus_builder.config import CorpusConfig, CorpusError
+from corpus_builder.coverage import coverage
 from corpus_builder.disambiguate import Choice
 from corpus_builder.mine import Candidate
 from corpus_builder.wordnet import Sense
@@ -102,6 +103,24 @@ def test_a_list_made_for_another_wordnet_is_told(file, nltk_data, tmp_path):
     inputs = build.Inputs(captions=file, nltk_data=nltk_data, deny=tmp_path / "deny.txt")
     with pytest.raises(CorpusError, match="--deny names 1 synsets.*'zither.n.01'.*WordNet version"):
         build.mine_corpus(inputs, CorpusConfig(taggers="nltk"))
+
+
+@pytest.mark.shared
+def test_corpora_of_two_wordnets_are_not_merged_nor_measured(shared, nltk_data, tiny_clip, tmp_path):
+    (tmp_path / "labels.txt").write_text("throwing ball\nriding bicycle\n")
+    made = {}
+    for name, data in (("real", shared / "nltk_data"), ("drawn", nltk_data)):
+        config = CorpusConfig(taggers="wordnet", body_parts=False)
+        inputs = build.Inputs(labels=tmp_path / "labels.txt", nltk_data=data)
+        build.build_corpus(inputs, config, tiny_clip, None, tmp_path / name, device="cpu")
+        reuse.subset(tmp_path / name, tmp_path / f"{name}-part", reuse.Selection(top=2))
+        made[name] = tmp_path / f"{name}-part"
+    with pytest.raises(
+        CorpusError, match="'.*real-part' has its senses from another version of WordNet.*drawn-part"
+    ):
+        reuse.merge([made["real"], made["drawn"]], tmp_path / "both")
+    with pytest.raises(CorpusError, match="another version of WordNet.*the labels are mined with"):
+        coverage(made["drawn"], tmp_path / "labels.txt", config, nltk_data=shared / "nltk_data")
 
 
 def test_body_parts_are_found_in_another_wordnet_or_kept_by_name(file, nltk_data):
