@@ -8,6 +8,11 @@ from pathlib import Path
 EXIT_DONE = 0
 EXIT_NOT_DONE = 1
 EXIT_DONE_WITH_FAILURES = 2
+# Stopped by a signal: run the same command again, as a scheduler does with a job that is requeued (EX_TEMPFAIL).
+EXIT_REQUEUE = 75
+
+# Frames in a forward pass on a GPU, unless --batch-frames says otherwise.
+GPU_PASS = 256
 
 PRECISIONS = ("fp32", "bf16")
 SAMPLING = "middle-of-segments"
@@ -55,9 +60,9 @@ class AlignConfig:
     precision: str = "fp32"
     # Videos per shard, the unit of resuming and of parallel work.
     videos_per_shard: int = 64
-    # Most frames in one forward pass; only below `frames` does it change the last bits (see
-    # run.frames_per_pass).
-    batch_frames: int = 64
+    # Frames in one forward pass, across videos; by default one video's on a CPU and 256 on a GPU. It may change
+    # the last bits, so the folder records it when it is begun, and keeps it whatever is asked for later.
+    batch_frames: int | None = None
 
     # Folder that `video_id` is relative to; by default the videos folder, or the folder of the manifest.
     videos_root: Path | None = None
@@ -65,8 +70,14 @@ class AlignConfig:
     out: Path = Path("alignments")
     # `cpu`, `cuda`, `cuda:1` or `auto` (a GPU when there is one).
     device: str = "auto"
-    # Threads that decode videos ahead of the encoder.
+    # Processes that decode videos ahead of the encoder.
     decode_workers: int = 2
+    # Seconds after which a video that is still being decoded is given up, and put on the poison list.
+    video_seconds: float = 120.0
+    # Try again the videos that are on the poison list: those that brought a decoder down or took too long.
+    retry_poisoned: bool = False
+    # Seconds that SIGTERM or SIGUSR1 leaves to the shard at hand before it is given up.
+    grace_seconds: float = 20.0
     # Throw away an existing alignments folder made with other settings.
     force: bool = False
     # This process takes the shards whose number modulo `num_shards` is `shard_index`.
@@ -76,8 +87,10 @@ class AlignConfig:
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value < least:
+            if value is not None and value < least:
                 raise AlignerError(f"{_option(name)} must be at least {least}, got {value}")
+        if not self.video_seconds > 0:
+            raise AlignerError(f"--video-seconds must be above 0, got {self.video_seconds}")
         if self.precision not in PRECISIONS:
             raise AlignerError(f"--precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.shard_index >= self.num_shards:
@@ -93,6 +106,7 @@ _LEAST = {
     "videos_per_shard": 1,
     "batch_frames": 1,
     "decode_workers": 1,
+    "grace_seconds": 0,
     "num_shards": 1,
     "shard_index": 0,
 }

@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +19,8 @@ from PIL import Image
 
 from aligner import artifact, decode, run
 from aligner.config import AlignerError, ChangedSettings
-from aligner.encoder import load_clip
+from aligner.encoder import EncodedFrames, load_clip
+from aligner.engine import Stop
 from aligner.progress import Progress
 from aligner.verify import status, verify
 
@@ -74,16 +74,15 @@ def test_rows_equal_a_plain_computation(settings: Callable, tiny_clip: str) -> N
     np.testing.assert_array_equal(np.unpackbits(maps[0, 1:], axis=1)[:, :16], np.eye(16))
 
 
-def test_workers_and_batches_do_not_change_a_byte(settings: Callable, tmp_path: Path) -> None:
-    variants = {
-        "plain": {},
-        "again": {},
-        "workers": {"decode_workers": 4},
-        "batch": {"batch_frames": 3},
-        "big-batch": {"batch_frames": 1000},
-    }
+@pytest.mark.parametrize("size", [None, 1, 4, 100])
+def test_workers_and_batches_do_not_change_a_byte(settings: Callable, tmp_path: Path, size: int) -> None:
+    """Frames per pass are settled when a folder is begun; nothing that may change afterwards changes a byte."""
+    variants = {"plain": {}, "workers": {"decode_workers": 4}, "batch": {"batch_frames": 5}}
     for name, change in variants.items():
-        run.run(settings(out=tmp_path / name, **change))
+        run.prepare(settings(out=tmp_path / name, batch_frames=size))
+        assert run.run(settings(out=tmp_path / name, **{"batch_frames": size} | change)).ok == 7
+        assert artifact.read_manifest(tmp_path / name)["config"]["frames_per_pass"] == (size or 3)
+        assert verify(tmp_path / name) == []
     hashes = [shard_bytes(tmp_path / name) for name in variants]
     assert len(hashes[0]) == 6 and all(found == hashes[0] for found in hashes)
 
@@ -124,7 +123,6 @@ def test_a_lost_or_cut_shard_is_made_again(settings: Callable) -> None:
         ({"frames": 4}, "config.frames: got 4, expected 3"),
         ({"merge": 1}, "config.merge: got 1, expected 2"),
         ({"proportional_attention": False}, "config.proportional_attention: got False, expected True"),
-        ({"batch_frames": 2}, "config.frames_per_pass: got 2, expected 3"),
         ({"videos_per_shard": 4}, "config.videos_per_shard: got 4, expected 3"),
     ],
 )
@@ -234,23 +232,36 @@ def test_another_models_weights_are_refused(settings: Callable, other_clip: str)
         run.prepare(settings(model=other_clip))
 
 
-def test_a_video_the_encoder_cannot_digest_is_a_failure_row(
-    settings: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = settings()
+class Poisoned:
+    """An encoder that gives NaN for all frames that look like one of a video's."""
+
+    def __init__(self, encoder: object, pixels: torch.Tensor) -> None:
+        self.encoder, self.pixels = encoder, pixels
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.encoder, name)
+
+    def __call__(self, pixels: torch.Tensor) -> EncodedFrames:
+        found = self.encoder(pixels)
+        same = (pixels[:, None] == self.pixels).flatten(2).all(-1).any(-1)
+        return replace(found, embeddings=torch.where(same[:, None, None], torch.nan, found.embeddings))
+
+
+@pytest.mark.parametrize("batch_frames", [None, 7])
+def test_a_video_the_encoder_cannot_digest_is_a_failure_row(settings: Callable, batch_frames: int) -> None:
+    config = settings(batch_frames=batch_frames)
     job = run.prepare(config)
-    poisoned = run.read_clip
-
-    def poison(item: object, *rest: object) -> object:
-        clip = poisoned(item, *rest)
-        if item.video_id == "run/0.mp4":
-            clip.pixels.fill_(float("nan"))
-        return clip
-
-    monkeypatch.setattr(run, "read_clip", poison)
-    marker = run.run_shard(job, 1)
+    whole = run.run_shard(job, 1)
+    before = artifact.read_video(config.out, "run/2.mp4")
+    frames = decode.sample_frames(config.videos / "run" / "0.mp4", 3)
+    pixels = torch.stack([job.encoder.preprocess(Image.fromarray(frame.rgb)) for frame in frames])
+    marker = run.run_shard(replace(job, encoder=Poisoned(job.encoder, pixels)), 1)
     assert marker["counts"] == {"planned": 3, "ok": 2, "failed": 1}
-    assert artifact.read_failures(config.out, 1)[0]["stage"] == "encode"
+    row = artifact.read_failures(config.out, 1)[0]
+    assert (row["video_id"], row["stage"], row["error"]) == ("run/0.mp4", "encode", "not_finite")
+    assert "3 of 3 frames" in row["message"]
+    # Its neighbours in the pass are none the worse for it.
+    assert whole["counts"]["ok"] == 3 and artifact.read_video(config.out, "run/2.mp4").equals(before)
 
 
 def test_too_much_merging_warns(settings: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +275,7 @@ def test_too_much_merging_warns(settings: Callable, monkeypatch: pytest.MonkeyPa
 
 def test_a_stop_leaves_nothing_half_done(settings: Callable) -> None:
     config = settings()
-    job, stop = run.prepare(config), threading.Event()
+    job, stop = run.prepare(config), Stop()
 
     class StopAtTheSecond(Progress):
         done = 0
@@ -272,15 +283,17 @@ def test_a_stop_leaves_nothing_half_done(settings: Callable) -> None:
         def advance(self, ok: bool) -> None:
             self.done += 1
             if self.done == 2:
-                stop.set()
+                stop.ask()
 
     with pytest.raises(run.Stopped):
         run.run_shard(job, 0, StopAtTheSecond(), stop)
     assert sorted(file.name for file in config.out.iterdir()) == [
         "entities.parquet",
         "manifest.json",
+        "timings-00000.json",
         "videos.parquet",
     ]
+    assert artifact.read_timings(config.out, 0) == {"attempt": 1}
 
 
 @pytest.fixture(scope="module")
@@ -358,7 +371,7 @@ def test_sigterm_stops_the_command_cleanly(
     process = start("run", *given, *"--quiet --frames 3 --merge 2 --top-k 5 --videos-per-shard 2".split())
     wait_for(lambda: markers(out) > 0, process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=60) == 75
     found = status(out)
     assert found.shards["done"] >= 1 and set(found.shards) == {"done", "todo"}
     assert not list(out.glob(".*.tmp"))
