@@ -15,7 +15,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -263,13 +263,17 @@ def lists(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def atomic(target: Path) -> Iterator[Path]:
-    """A temporary path beside ``target`` that becomes it when the block ends well: fsync, then rename."""
+def atomic(target: Path, check: Callable[[Path], object] = lambda path: None) -> Iterator[Path]:
+    """A temporary path beside ``target`` that becomes it when the block ends well: fsync, check, rename.
+
+    ``check`` raises if what was written must not get the name.
+    """
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        check(temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -382,8 +386,16 @@ def make_manifest(out: Path, *, rows: int, entities: int, content: dict[str, Any
         ENTITIES: _file_entry(out / ENTITIES, entities),
     }
     manifest["fingerprint"] = manifest_fingerprint(manifest)
-    manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    manifest["created"] = _now().isoformat(timespec="seconds")
     return manifest
+
+
+def _now() -> datetime.datetime:
+    """The time, or that of SOURCE_DATE_EPOCH where bytes must not depend on it (reproducible-builds.org)."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if fixed.isdecimal():
+        return datetime.datetime.fromtimestamp(int(fixed), datetime.UTC)
+    return datetime.datetime.now(datetime.UTC)
 
 
 def manifest_fingerprint(manifest: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import LifoQueue
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -147,7 +147,8 @@ class Decoders:
 
     def __init__(self, count: int, cutter: Cutter, seconds: float) -> None:
         self.all = [Decoder(cutter, seconds) for _ in range(count)]
-        self.idle: SimpleQueue[Decoder] = SimpleQueue()
+        # The last one used comes first, so that few videos start few children.
+        self.idle: LifoQueue[Decoder] = LifoQueue()
         for decoder in self.all:
             self.idle.put(decoder)
         self.pool = ThreadPoolExecutor(count, thread_name_prefix="decode")

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -356,7 +357,7 @@ def commit(job: Job, shard: int, results: Feed, timings: Timings) -> dict[str, A
     attempt = artifact.begin_attempt(out, shard)
     failures: list[artifact.Failure] = []
     target = out / artifact.shard_name(shard)
-    with artifact.atomic(target) as temporary:
+    with artifact.atomic(target, lambda path: _reopen(path, writer)) as temporary:
         with artifact.ShardWriter(temporary, artifact.schema_of(job.manifest)) as writer:
             for item, result in results:
                 with timings.clock("write"):
@@ -364,7 +365,6 @@ def commit(job: Job, shard: int, results: Feed, timings: Timings) -> dict[str, A
                         failures.append(result)
                     else:
                         writer.add(item.video_id, result)
-        _reopen(temporary, writer)
     _refuse_gaps(items, writer, failures)
     failed = out / artifact.failures_name(shard)
     artifact.write_table(failed, artifact.failures_table(failures))
@@ -385,7 +385,7 @@ def commit(job: Job, shard: int, results: Feed, timings: Timings) -> dict[str, A
     return marker
 
 
-def _reopen(path: Any, writer: artifact.ShardWriter) -> None:
+def _reopen(path: Path, writer: artifact.ShardWriter) -> None:
     """Read back the footer before the file gets its name."""
     with pq.ParquetFile(path) as file:
         same = file.schema_arrow.equals(writer.schema, check_metadata=True)
