@@ -1,8 +1,8 @@
 """A process that is killed at a named point of its work: the production code knows nothing of it.
 
 ``python kill_points.py`` imports the aligner once and forks a process for every line of JSON that it reads:
-``{"args": [...], "env": {...}, "point": NAME or null, "kill_after": SECONDS or null}``; it answers with the exit status,
-negative for a signal. ``python kill_points.py NAME ARGS...`` is one such process from the start.
+``{"args": [...], "point": NAME or null, "kill_after": SECONDS or null, "log": FILE}``; it answers with the exit
+status, negative for a signal. ``python kill_points.py NAME ARGS...`` is one such process from the start.
 """
 
 import json
@@ -162,7 +162,6 @@ def serve() -> None:
         request = json.loads(line)
         child = os.fork()
         if child == 0:
-            os.environ.update(request.get("env", {}))
             silent = os.open(request.get("log", os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(silent, 1), os.dup2(silent, 2), os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             work(request["args"], request.get("point"))

@@ -39,7 +39,12 @@ class Harness:
     def __init__(self, options: list[str], env: dict[str, str]) -> None:
         self.options, self.env = options, env
         self.server = subprocess.Popen(
-            [sys.executable, str(HARNESS)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=ROOT
+            [sys.executable, str(HARNESS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+            cwd=ROOT,
         )
 
     def arguments(self, out: Path, *more: object) -> list[str]:
@@ -68,7 +73,9 @@ def harness(videos: Path, tiny_corpus: Path, tiny_clip: str) -> Iterator[Harness
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     env = kept | EPOCH | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
     options = ["--corpus", str(tiny_corpus), "--model", tiny_clip, "--device", "cpu", "--quiet"]
-    options += "--frames 2 --merge 2 --top-k 4 --videos-per-shard 3 --batch-frames 4 --decode-workers 1".split()
+    options += (
+        "--frames 2 --merge 2 --top-k 4 --videos-per-shard 3 --batch-frames 4 --decode-workers 1".split()
+    )
     harness = Harness(["--videos", str(videos), *options], env)
     yield harness
     harness.server.stdin.close()
