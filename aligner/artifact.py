@@ -267,6 +267,9 @@ def atomic(target: Path, check: Callable[[Path], object] = lambda path: None) ->
     """A temporary path beside ``target`` that becomes it when the block ends well: fsync, check, rename.
 
     ``check`` raises if what was written must not get the name.
+
+    Raises:
+        AlignerError: it cannot be written (a full disk, a folder that is read-only).
     """
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -275,9 +278,14 @@ def atomic(target: Path, check: Callable[[Path], object] = lambda path: None) ->
             os.fsync(file.fileno())
         check(temporary)
         os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise AlignerError(
+            f"{target} cannot be written ({error.strerror or error}); what is finished is kept: mend this and run again"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(target.parent)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -148,6 +149,30 @@ def test_a_process_of_its_own_killed_at_a_point(
     plain = [sys.executable, "-m", "aligner", *harness.arguments(out)]
     assert subprocess.run(plain, **quiet).returncode == 2
     assert tree(out) == whole
+
+
+@pytest.mark.parametrize(
+    ("number", "grace", "shards_done"),
+    [(signal.SIGUSR1, 60, 2), (signal.SIGTERM, 60, 2), (signal.SIGUSR1, 0, 1), (signal.SIGINT, 60, 1)],
+)
+def test_a_signal_stops_between_shards_or_after_the_grace_time(
+    harness: Harness, make_video: Callable, tmp_path: Path, number: int, grace: int, shards_done: int
+) -> None:
+    for place in range(9):
+        make_video(tmp_path / "videos" / f"slow{place}.mp4", frames=6, seed=place)
+    out = tmp_path / "out"
+    more = ["--videos", tmp_path / "videos", "--grace-seconds", grace]
+    command = [sys.executable, str(HARNESS), "", *harness.arguments(out, *more)]
+    process = subprocess.Popen(command, cwd=ROOT, env=harness.env)
+    # Once this file is there the second shard is being decoded: three slow videos, almost a second.
+    while not (out / "shard-00000.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(timeout=120) == 75
+    assert status(out).shards == {"done": shards_done, "todo": 3 - shards_done}
+    assert not list(out.glob(".*.tmp"))
+    assert harness.run(out, *more)["status"] == 0 and verify(out) == []
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aligner import artifact, decode, run
+from aligner import artifact, config, decode, run
 from aligner.config import AlignerError, ChangedSettings
 from aligner.encoder import EncodedFrames, load_clip
 from aligner.engine import Stop
@@ -122,6 +123,8 @@ def test_a_lost_or_cut_shard_is_made_again(settings: Callable) -> None:
     [
         ({"frames": 4}, "config.frames: got 4, expected 3"),
         ({"merge": 1}, "config.merge: got 1, expected 2"),
+        ({"top_k": 4}, "config.top_k: got 4, expected 5"),
+        ({"precision": "bf16"}, "config.precision: got 'bf16', expected 'fp32'"),
         ({"proportional_attention": False}, "config.proportional_attention: got False, expected True"),
         ({"videos_per_shard": 4}, "config.videos_per_shard: got 4, expected 3"),
     ],
@@ -131,6 +134,55 @@ def test_changed_settings_are_refused(settings: Callable, change: dict, line: st
     with pytest.raises(ChangedSettings, match="begun with other settings") as refusal:
         run.prepare(settings(**change))
     assert line in str(refusal.value) and "--force" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "value", "line"),
+    [
+        (decode, "DECODER", "pyav 99", "config.decoder: got 'pyav 99', expected 'pyav"),
+        (config, "SAMPLING", "first", "config.sampling: got 'first', expected"),
+        (artifact, "PACKAGE", "aligner 99", "package: got 'aligner 99', expected 'aligner"),
+        (artifact, "SCHEMA_VERSION", artifact.SCHEMA_VERSION + 1, "schema_version: got "),
+    ],
+)
+def test_another_version_of_the_tools_is_refused(
+    settings: Callable, monkeypatch: pytest.MonkeyPatch, place: object, name: str, value: object, line: str
+) -> None:
+    run.prepare(settings())
+    monkeypatch.setattr(place, name, value)
+    with pytest.raises(ChangedSettings) as refusal:
+        run.prepare(settings())
+    assert line in str(refusal.value)
+
+
+def test_another_model_or_other_weights_are_refused(
+    settings: Callable, other_clip: str, make_corpus: Callable, tmp_path: Path
+) -> None:
+    run.prepare(settings())
+    corpus = make_corpus(tmp_path / "corpus", load_clip(other_clip)[1])
+    with pytest.raises(ChangedSettings) as refusal:
+        run.prepare(settings(model=other_clip, corpus=corpus))
+    assert "model.name: got 'local-dir:otherrandom', expected 'local-dir:tinyrandom'" in str(refusal.value)
+    assert "model.weights_sha256: got " in str(refusal.value)
+
+
+def test_paths_workers_and_batches_may_change_on_resume(
+    settings: Callable, clips: Path, tiny_clip: str, tmp_path: Path
+) -> None:
+    before = settings(out=tmp_path / "before")
+    run.run(before)
+    whole = shard_bytes(before.out)
+    (before.out / artifact.marker_name(1)).unlink()
+    moved = {"videos": clips, "corpus": before.corpus, "model": Path(tiny_clip.partition(":")[2])}
+    moved = {
+        name: shutil.copytree(path, tmp_path / "moved" / name / path.name) for name, path in moved.items()
+    }
+    moved["model"] = f"local-dir:{moved['model']}"
+    after = tmp_path / "after"
+    before.out.rename(after)
+    report = run.run(settings(**moved, out=after, decode_workers=3, batch_frames=50, video_seconds=9.0))
+    assert (report.skipped_shards, report.done_shards) == (2, 1)
+    assert shard_bytes(after) == whole
 
 
 def test_another_corpus_or_plan_is_refused_and_force_starts_over(
