@@ -57,7 +57,7 @@ class AlignmentsSection(Section):
     proportional_attention: bool = Field(True, description="Merged tokens count by their size in attention.")
     precision: str = Field("fp32", description="fp32 or bf16.")
     videos_per_shard: int = Field(64, description="Videos per shard, the unit of resuming.")
-    decode_workers: int = Field(2, description="Threads that decode ahead.")
+    decode_workers: int = Field(2, description="Processes that decode ahead.")
 
 
 class AdapterSection(Section):

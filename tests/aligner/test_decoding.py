@@ -30,7 +30,7 @@ def crashing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def decoded(
-    videos: list[Path | NoClip], count: int = 2, seconds: float = 60, workers: int = 2
+    videos: list[Path | NoClip], count: int = 2, seconds: float = 60.0, workers: int = 2
 ) -> list[Clip | NoClip]:
     with Decoders(workers, CUTTER, seconds) as decoders:
         return [future.result() for _, future in decoders.ahead(enumerate(videos), count, 3)]
@@ -62,7 +62,7 @@ def test_a_decoder_that_dies_costs_one_video(
 ) -> None:
     names = ["a.mp4", f"{name}.mp4", "b.mp4", "c.mp4"]
     videos = [make_video(tmp_path / name, frames=6) for name in names]
-    found = decoded(videos, seconds=2.0 if name == "hang" else 60)
+    found = decoded(videos, seconds=2.0 if name == "hang" else 60.0)
     assert [isinstance(clip, Clip) for clip in found] == [True, False, True, True]
     bad = found[1]
     if how:
@@ -83,7 +83,7 @@ def test_decoders_killed_from_outside_at_any_moment(
     """SIGSEGV and SIGKILL every now and then: no hang, every video accounted for, neighbours right."""
     videos = [make_video(tmp_path / f"slow{place}.mp4", frames=6, seed=place) for place in range(10)]
     done = threading.Event()
-    with Decoders(2, CUTTER, 60) as decoders:
+    with Decoders(2, CUTTER, 60.0) as decoders:
 
         def kill() -> None:
             for turn in range(100):
@@ -109,7 +109,7 @@ def test_decoders_killed_from_outside_at_any_moment(
 def test_signals_to_the_whole_job_do_not_end_decoders(
     crashing: None, make_video: Callable, tmp_path: Path
 ) -> None:
-    with Decoders(1, CUTTER, 60) as decoders:
+    with Decoders(1, CUTTER, 60.0) as decoders:
         ((_, future),) = decoders.ahead([(0, make_video(tmp_path / "slow.mp4", frames=6))], 2, 0)
         while decoders.all[0].process is None or not future.running():
             time.sleep(0.01)
@@ -126,7 +126,7 @@ def test_closing_does_not_wait_for_a_hanging_video(
     crashing: None, make_video: Callable, tmp_path: Path
 ) -> None:
     start = time.monotonic()
-    with Decoders(1, CUTTER, 3600) as decoders:
+    with Decoders(1, CUTTER, 3600.0) as decoders:
         next(decoders.ahead([(0, make_video(tmp_path / "hang.mp4", frames=6))] * 2, 2, 0))
         while decoders.all[0].process is None:
             time.sleep(0.01)
