@@ -5,6 +5,7 @@ module, and no pickle. A request is a line of JSON on its standard input; a repl
 standard output, followed by the bytes of the frames.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ START = "import sys; sys.path.append(sys.argv.pop(1)); from aligner.decoding imp
 PACKAGES = str(Path(__file__).resolve().parents[1])
 # A decoder that dies is given the video once more: the kernel may have killed it for what another process ate.
 TRIES = 2
+STARTS = 6
 # Error classes of the videos that are put on the poison list.
 CRASHED, TIMEOUT = "crashed", "timeout"
 
@@ -108,14 +110,21 @@ class Decoder:
         return Clip(crops, np.array(head["times_s"], np.float64), head["seconds"])
 
     def _running(self) -> subprocess.Popen[bytes]:
-        if self.process is None and not self.closed:
+        """The child, started if need be; a signal while it starts is not its own doing, and it starts again."""
+        for _ in range(STARTS if self.process is None else 0):
+            if self.closed:
+                raise AlignerError("the decoding processes are closed")
             command = [sys.executable, "-c", START, PACKAGES, self.options]
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            assert self.process.stdout is not None
-            if not self.process.stdout.readline():
-                raise AlignerError(f"no decoding process can be started (it ended by {self._bury()})")
+            if self.process.stdout is not None and self.process.stdout.readline():
+                break
+            how = self._bury()
+            if how.startswith("exit code"):
+                raise AlignerError(f"no decoding process can be started (it ended by {how})")
         if self.process is None:
-            raise AlignerError("the decoding processes are closed")
+            raise AlignerError(
+                f"{STARTS} decoding processes were killed while they started, the last by {how}"
+            )
         return self.process
 
     def _bury(self) -> str:
@@ -124,8 +133,9 @@ class Decoder:
         process, self.process = self.process, None
         process.kill()
         code = process.wait()
-        for pipe in (process.stdin, process.stdout):
-            _close(pipe)
+        for pipe in filter(None, (process.stdin, process.stdout)):
+            with contextlib.suppress(OSError):  # what was not yet sent to a dead process
+                pipe.close()
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
     def close(self) -> None:
@@ -133,13 +143,6 @@ class Decoder:
         self.closed = True
         if (process := self.process) is not None:
             process.kill()
-
-
-def _close(pipe: Any) -> None:
-    try:
-        pipe.close()
-    except OSError:
-        pass  # what was not yet sent to a dead process
 
 
 class Decoders:
@@ -204,22 +207,27 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     cutter = Cutter(**options | {"size": tuple(options["size"])})
     _reply(replies, {"ready": True})
-    for line in sys.stdin.buffer:
-        request = json.loads(line)
-        # Should the parent die, nobody else ends a child that is caught in a file.
-        if hasattr(signal, "alarm"):
-            signal.alarm(int(request["seconds"]) + 60)
-        _reply(replies, *_answer(Path(request["path"]), request["frames"], cutter))
+    with contextlib.suppress(BrokenPipeError):  # the parent is gone
+        for line in sys.stdin.buffer:
+            _serve(json.loads(line), cutter, replies)
+    os._exit(0)
+
+
+def _serve(request: dict[str, Any], cutter: Cutter, replies: BinaryIO) -> None:
+    # Should the parent die, nobody else ends a child that is caught in a file.
+    if hasattr(signal, "alarm"):
+        signal.alarm(int(request["seconds"]) + 60)
+    _reply(replies, *_answer(Path(request["path"]), request["frames"], cutter))
 
 
 def _stand_back() -> None:
     """Let the encoder have the processor first, and the kernel kill this process first when memory is short."""
     if hasattr(os, "nice"):
         os.nice(5)
-    try:
+    with contextlib.suppress(
+        OSError
+    ):  # no Linux, or not allowed here: the order of killing is the kernel's then
         Path("/proc/self/oom_score_adj").write_text("1000")
-    except OSError:
-        pass  # no Linux, or not allowed here: the order of killing is the kernel's then
 
 
 def _answer(path: Path, count: int, cutter: Cutter) -> tuple[dict[str, Any], bytes]:

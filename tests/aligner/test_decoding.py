@@ -86,7 +86,7 @@ def test_decoders_killed_from_outside_at_any_moment(
     with Decoders(2, CUTTER, 60.0) as decoders:
 
         def kill() -> None:
-            for turn in range(100):
+            for turn in range(8):
                 if done.wait(0.7):
                     return
                 process = decoders.all[turn % 2].process
@@ -140,6 +140,22 @@ def test_an_installation_that_cannot_start_is_no_fault_of_the_videos(
     monkeypatch.setattr(decoding, "START", "raise SystemExit(3)")
     with pytest.raises(AlignerError, match="no decoding process can be started .*exit code 3"):
         decoded([make_video(tmp_path / "a.mp4", frames=6)])
+
+
+def test_children_that_are_killed_while_they_start_are_started_again(
+    monkeypatch: pytest.MonkeyPatch, make_video: Callable, tmp_path: Path
+) -> None:
+    tries = tmp_path / "tries"
+    killed = (
+        "import os; from pathlib import Path; t = Path({!r}); n = t.exists() and len(t.read_text()) or 0\n"
+    )
+    killed += "t.write_text('x' * (n + 1))\nif n < {}: os.kill(os.getpid(), 9)\n"
+    video = make_video(tmp_path / "a.mp4", frames=6)
+    monkeypatch.setattr(decoding, "START", killed.format(str(tries), 3) + decoding.START)
+    assert isinstance(decoded([video])[0], Clip) and len(tries.read_text()) == 4
+    monkeypatch.setattr(decoding, "START", "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(AlignerError, match="6 decoding processes were killed while they started, .*SIGKILL"):
+        decoded([video])
 
 
 def test_children_load_nothing_heavy() -> None:
@@ -208,5 +224,5 @@ def test_a_video_that_takes_too_long_is_given_up(
     report = run.run(settings(videos=root, video_seconds=2.0))
     assert (report.ok, report.failed) == (2, 1)
     assert artifact.read_failures(settings().out, 0)[0]["error"] == "timeout"
-    with pytest.raises(AlignerError, match="--video-seconds must be above 0, got 0"):
-        settings(video_seconds=0)
+    with pytest.raises(AlignerError, match="--video-seconds must be above 0, got 0.0"):
+        settings(video_seconds=0.0)
