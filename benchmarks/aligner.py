@@ -229,12 +229,19 @@ def rss(pid: int) -> int:
 
 
 def children_of(pid: int) -> list[int]:
-    """Children of all threads."""
+    """Children of all threads that run a program of their own (until then their pages are the parent's)."""
     try:
         lists = [file.read_text().split() for file in Path(f"/proc/{pid}/task").glob("*/children")]
     except OSError:
         return []
-    return [int(child) for found in lists for child in found]
+    return [int(child) for found in lists for child in found if program(int(child)) != program(pid)]
+
+
+def program(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def main() -> None:
