@@ -117,12 +117,13 @@ def speed(videos: Path, count: int, rounds: int, entities: int, precision: str) 
                     plain.encode_image(frames.to(DTYPES[precision]))
 
         times = in_turns([whole, merged, encode_image], rounds)
-    ours, rows = times["whole"], []
+    rows = []
     for other in list(times)[1:]:
-        ratio = statistics.median(b / a for a, b in zip(ours, times[other], strict=True))
-        a, b = (count * FRAMES / statistics.median(times[name]) for name in ("whole", other))
+        pairs = list(zip(times["whole"], times[other], strict=True))
+        wall, busy = (statistics.median(b[k] / a[k] for a, b in pairs) for k in (0, 1))
+        a, b = (count * FRAMES / statistics.median(t[0] for t in times[name]) for name in ("whole", other))
         rows.append(
-            f"| {precision} | {count} | {entities} | loop of {other} | {a:.2f} | {b:.2f} | {ratio:.2f} |"
+            f"| {precision} | {count} | {entities} | {other} | {a:.2f} | {b:.2f} | {wall:.2f} | {busy:.2f} |"
         )
     return rows
 
