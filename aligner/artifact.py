@@ -5,6 +5,9 @@ An alignments folder holds ``manifest.json`` (written by the plan), ``videos.par
 ``failures-00000.parquet`` and, last, the marker ``shard-00000.json``. A shard is done when its marker is
 there and carries the fingerprint that the manifest lists for it: one over the settings and over the videos
 of that shard alone, so that a plan may grow by new shards while the old ones stay valid.
+``poison-00000.json`` names the videos that brought a decoder down, where there
+are any; ``timings-00000.json`` says how long a shard took and how often it was begun, and is the only file of a
+finished folder whose bytes differ from run to run (beside ``created`` in the manifest).
 """
 
 import contextlib
@@ -14,7 +17,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,12 +55,12 @@ _MARKER_SHAPE = {"videos": {"*": {"row_group": int, "offset": int, "rows": int}}
 _DONE_SHAPE: dict[str, Any] = {
     **{"fingerprint": str, "rows": int, "bytes": int, "sha256": str, "failures_sha256": str},
     "counts": {"planned": int, "ok": int, "failed": int},
-    "timing": {"seconds": (int, float)},
 }
+_POISON_SHAPE = {"videos": {"*": dict.fromkeys(("stage", "error", "message"), str)}}
 
 # What our own work leaves in a folder: before the manifest is there, and at any time.
 _START = r"videos\.parquet|entities\.parquet"
-_SHARD = r"shard-\d{5,}\.(?:parquet|json)|failures-\d{5,}\.parquet"
+_SHARD = r"shard-\d{5,}\.(?:parquet|json)|failures-\d{5,}\.parquet|(?:timings|poison)-\d{5,}\.json"
 _LEFT_BY_START = re.compile(rf"{_START}|\.(?:manifest\.json|{_START})\.[0-9a-f]+\.tmp")
 _LEFT_BY_RUN = re.compile(rf"{_SHARD}|\.(?:manifest\.json|{_START}|{_SHARD})\.[0-9a-f]+\.tmp")
 
@@ -103,6 +106,16 @@ def marker_name(shard: int) -> str:
 def failures_name(shard: int) -> str:
     """File name of a shard's failures."""
     return f"failures-{shard:05d}.parquet"
+
+
+def timings_name(shard: int) -> str:
+    """File name of a shard's timings."""
+    return f"timings-{shard:05d}.json"
+
+
+def poison_name(shard: int) -> str:
+    """File name of the list of a shard's videos that brought a decoder down."""
+    return f"poison-{shard:05d}.json"
 
 
 def shard_schema(dim: int, patches: int, top_k: int, fingerprint: str) -> pa.Schema:
@@ -256,17 +269,29 @@ def lists(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def atomic(target: Path) -> Iterator[Path]:
-    """A temporary path beside ``target`` that becomes it when the block ends well: fsync, then rename."""
+def atomic(target: Path, check: Callable[[Path], object] = lambda path: None) -> Iterator[Path]:
+    """A temporary path beside ``target`` that becomes it when the block ends well: fsync, check, rename.
+
+    ``check`` raises if what was written must not get the name.
+
+    Raises:
+        AlignerError: it cannot be written (a full disk, a folder that is read-only).
+    """
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        check(temporary)
         os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise AlignerError(
+            f"{target} cannot be written ({error.strerror or error}); what is finished is kept: mend this and run again"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(target.parent)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -282,7 +307,8 @@ def _sync_folder(folder: Path) -> None:
 
 def remove_leftovers(out: Path, shard: int) -> None:
     """Delete temporary files that a killed process left for a shard."""
-    for name in (shard_name(shard), marker_name(shard), failures_name(shard)):
+    names = (shard_name, marker_name, failures_name, timings_name, poison_name)
+    for name in (name(shard) for name in names):
         for leftover in out.glob(f".{name}.*.tmp"):
             leftover.unlink(missing_ok=True)
 
@@ -376,8 +402,16 @@ def make_manifest(out: Path, *, rows: int, entities: int, content: dict[str, Any
     manifest["settings_fingerprint"] = settings_fingerprint(manifest)
     manifest["shard_fingerprints"] = shard_fingerprints(manifest, read_videos(out))
     manifest["fingerprint"] = manifest_fingerprint(manifest)
-    manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    manifest["created"] = _now().isoformat(timespec="seconds")
     return manifest
+
+
+def _now() -> datetime.datetime:
+    """The time, or that of SOURCE_DATE_EPOCH where bytes must not depend on it (reproducible-builds.org)."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if fixed.isdecimal():
+        return datetime.datetime.fromtimestamp(int(fixed), datetime.UTC)
+    return datetime.datetime.now(datetime.UTC)
 
 
 def manifest_fingerprint(manifest: dict[str, Any]) -> str:
@@ -567,6 +601,54 @@ def shard_state(out: Path, shard: int, fingerprint: str) -> str:
         rows.is_file() and rows.stat().st_size == marker["bytes"] and (out / failures_name(shard)).is_file()
     )
     return "done" if whole and marker["fingerprint"] == fingerprint else "stale"
+
+
+def read_timings(out: Path, shard: int) -> dict[str, Any]:
+    """``attempt`` and, once the shard is done, seconds by what they were spent on; nothing if unreadable."""
+    try:
+        timings = json.loads((out / timings_name(shard)).read_text("utf-8"))
+    except (ValueError, OSError):
+        return {}
+    return timings if not misfits(timings, {"attempt": int}) else {}
+
+
+def begin_attempt(out: Path, shard: int) -> int:
+    """Count, on disk, that a shard is begun (again); returns which attempt this is, from 1."""
+    attempt = read_timings(out, shard).get("attempt", 0) + 1
+    write_json(out / timings_name(shard), {"attempt": attempt})
+    return attempt
+
+
+def read_poison(out: Path, shard: int) -> dict[str, dict[str, str]]:
+    """Videos of a shard that brought a decoder down, with stage, error and message of their failure.
+
+    Raises:
+        AlignerError: the list cannot be read.
+    """
+    path = out / poison_name(shard)
+    if not path.exists():
+        return {}
+    try:
+        poison = json.loads(path.read_text("utf-8"))
+    except (ValueError, OSError) as error:
+        raise AlignerError(f"{path} is damaged ({error}); --retry-poisoned makes it anew") from error
+    if wrong := misfits(poison, _POISON_SHAPE):
+        raise AlignerError(f"{path} has {' and '.join(wrong)}; --retry-poisoned makes it anew")
+    return poison["videos"]
+
+
+def add_poison(out: Path, shard: int, video_id: str, failure: dict[str, str]) -> None:
+    """Put a video on the poison list of its shard, so that no later run tries it."""
+    videos = read_poison(out, shard) | {video_id: failure}
+    write_json(out / poison_name(shard), {"videos": videos})
+
+
+def forget_poison(out: Path, shard: int) -> None:
+    """Make a shard with poisoned videos undone, so that the next run tries them again."""
+    if (out / poison_name(shard)).exists():
+        # In this order: a kill between the two leaves the shard to be made with what is known.
+        (out / marker_name(shard)).unlink(missing_ok=True)
+        (out / poison_name(shard)).unlink()
 
 
 def failures_table(failures: list[Failure]) -> pa.Table:

@@ -96,8 +96,23 @@ Dense = Annotated[
 ]
 Precision = Annotated[str, typer.Option(help="Arithmetic of the encoder: fp32 or bf16.")]
 PerShard = Annotated[int, typer.Option(help="Videos per shard, the unit of resuming.")]
-BatchFrames = Annotated[int, typer.Option(help="Most frames of a video in one forward pass.")]
-Workers = Annotated[int, typer.Option(help="Threads that decode ahead.")]
+BatchFrames = Annotated[
+    int | None,
+    typer.Option(
+        help="Frames in a forward pass, across videos (default: one video's, on a GPU 256); "
+        "kept as the folder was begun.",
+        show_default=False,
+    ),
+]
+Workers = Annotated[int, typer.Option(help="Processes that decode ahead.")]
+VideoSeconds = Annotated[float, typer.Option(help="Give up a video that takes longer to decode.")]
+RetryPoisoned = Annotated[
+    bool,
+    typer.Option("--retry-poisoned", help="Try again the videos that crashed a decoder or took too long."),
+]
+Grace = Annotated[
+    float, typer.Option(help="Time that SIGTERM or SIGUSR1 leaves to finish the shard at hand.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Force = Annotated[bool, typer.Option("--force", help="Start over in an existing alignments folder.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
@@ -167,6 +182,9 @@ def run(
     allow_changed_videos: AllowChanged = False,
     device: Device = AlignConfig.device,
     decode_workers: Workers = AlignConfig.decode_workers,
+    video_seconds: VideoSeconds = AlignConfig.video_seconds,
+    retry_poisoned: RetryPoisoned = False,
+    grace_seconds: Grace = AlignConfig.grace_seconds,
     force: Force = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -174,7 +192,7 @@ def run(
     """Plan, decode, encode, match and write all shards that are not done yet.
 
     Run the same command again to continue after an interruption. Exit codes: 0 done, 2 done with failed
-    videos (see `aligner status`), 1 not done.
+    videos (see `aligner status`), 75 stopped by a signal (requeue the job), 1 not done.
     """
     with _errors():
         share = array_share(num_shards, shard_index, dict(os.environ))

@@ -8,6 +8,11 @@ from pathlib import Path
 EXIT_DONE = 0
 EXIT_NOT_DONE = 1
 EXIT_DONE_WITH_FAILURES = 2
+# Stopped by a signal: run the same command again, as a scheduler does with a job that is requeued (EX_TEMPFAIL).
+EXIT_REQUEUE = 75
+
+# Frames in a forward pass on a GPU, unless --batch-frames says otherwise.
+GPU_PASS = 256
 
 PRECISIONS = ("fp32", "bf16")
 # What replaces the last block's attention for the regions, see encoder.mix.
@@ -64,9 +69,9 @@ class AlignConfig:
     videos_per_shard: int = 64
     # Frames a second of a folder of pictures, which is a video too.
     frame_rate: float = 30.0
-    # Most frames in one forward pass; only below `frames` does it change the last bits (see
-    # run.frames_per_pass).
-    batch_frames: int = 64
+    # Frames in one forward pass, across videos; by default one video's on a CPU and 256 on a GPU. It may change
+    # the last bits, so the folder records it when it is begun, and keeps it whatever is asked for later.
+    batch_frames: int | None = None
 
     # Folder that `video_id` is relative to; by default the videos folder, or the folder of the manifest.
     videos_root: Path | str | None = None
@@ -74,12 +79,18 @@ class AlignConfig:
     out: Path = Path("alignments")
     # `cpu`, `cuda`, `cuda:1` or `auto` (a GPU when there is one).
     device: str = "auto"
-    # Threads that decode videos ahead of the encoder.
+    # Processes that decode videos ahead of the encoder.
     decode_workers: int = 2
     # Let a manifest name videos outside `videos_root` (absolute paths, `..`).
     allow_outside_root: bool = False
     # Go on though videos of the plan were removed or changed; their shards are made again.
     allow_changed_videos: bool = False
+    # Seconds after which a video that is still being decoded is given up, and put on the poison list.
+    video_seconds: float = 120.0
+    # Try again the videos that are on the poison list: those that brought a decoder down or took too long.
+    retry_poisoned: bool = False
+    # Seconds that SIGTERM or SIGUSR1 leaves to the shard at hand before it is given up.
+    grace_seconds: float = 20.0
     # Throw away an existing alignments folder made with other settings.
     force: bool = False
     # This process takes the shards whose number modulo `num_shards` is `shard_index`.
@@ -91,8 +102,10 @@ class AlignConfig:
             raise AlignerError(f"--merge must be a whole number or {AUTO}, got {self.merge!r}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value != AUTO and value < least:
+            if value is not None and value != AUTO and value < least:
                 raise AlignerError(f"{_option(name)} must be at least {least}, got {value}")
+        if not self.video_seconds > 0:
+            raise AlignerError(f"--video-seconds must be above 0, got {self.video_seconds}")
         if self.precision not in PRECISIONS:
             raise AlignerError(f"--precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.dense not in DENSE:
@@ -112,6 +125,7 @@ _LEAST = {
     "videos_per_shard": 1,
     "batch_frames": 1,
     "decode_workers": 1,
+    "grace_seconds": 0,
     "num_shards": 1,
     "shard_index": 0,
 }

@@ -27,6 +27,7 @@ from aligner.children import Lost, each_in_children
 from aligner.config import EXIT_DONE, EXIT_DONE_WITH_FAILURES, AlignerError
 from aligner.plan import Plan, VideoItem
 from aligner.progress import make_progress
+from aligner.sources import Source, as_json, from_json
 
 PROBE = "aligner.probe:probe_file"
 # Steps between frames count as equal within a tenth and what containers round (Matroska: 1 ms).
@@ -65,16 +66,16 @@ class Probe:
     broken_at_s: float | None = None
 
 
-def probe_file(path: str, deep: bool, **part: Any) -> dict[str, Any]:
+def probe_file(video: dict[str, Any], deep: bool) -> dict[str, Any]:
     """The fields of a ``Probe`` that the file itself tells; ``deep`` decodes every frame.
 
-    ``part`` is what a ``Source`` holds beside its place.
+    ``video`` is what ``sources.as_json`` gives.
     """
     facts: dict[str, Any] = {}
-    source = decode.Source(path, **part) if part else Path(path)
+    source = from_json(video)
     try:
-        if part.get("frame_rate"):
-            return _picture_facts(decode.Source(path, **part), deep)
+        if isinstance(source, Source) and source.frame_rate is not None:
+            return _picture_facts(source, deep)
         with decode.open_video(source) as container:
             facts |= _stream_facts(container)
             timeline = decode.read_timeline(container)
@@ -92,7 +93,7 @@ def probe_file(path: str, deep: bool, **part: Any) -> dict[str, Any]:
     return facts | {"ok": True}
 
 
-def _picture_facts(folder: decode.Source, deep: bool) -> dict[str, Any]:
+def _picture_facts(folder: Source, deep: bool) -> dict[str, Any]:
     """A folder of pictures; ``deep`` reads all of them."""
     count = len(decode.pictures_of(os.listdir(folder.place)))
     height, width, _ = decode.sample_frames(folder, count if deep else 1)[0].rgb.shape
@@ -170,16 +171,9 @@ def _decode_facts(
 
 def check_videos(plan: Plan, deep: bool, workers: int, limit_s: float) -> Iterator[Probe]:
     """A ``Probe`` of every planned video, in the order of the plan."""
-    calls = ({"deep": deep, **_arguments(plan.path(item))} for item in plan.items)
+    calls = ({"deep": deep, "video": as_json(plan.path(item))} for item in plan.items)
     answers = each_in_children(PROBE, calls, workers, limit_s)
     return (_probe(item, answer) for item, answer in zip(plan.items, answers, strict=True))
-
-
-def _arguments(source: Path | decode.Source) -> dict[str, Any]:
-    if isinstance(source, Path):
-        return {"path": str(source)}
-    part = {name: value for name, value in vars(source).items() if name != "place"}
-    return {"path": source.place, **part}
 
 
 def _probe(item: VideoItem, answer: dict[str, Any] | Lost) -> Probe:

@@ -1,8 +1,7 @@
 """Videos to shards: prepare an alignments folder, then fill it shard by shard.
 
-A shard is a pure function of plan, settings, model and corpus. It is written under a temporary name,
-checked, renamed, and its marker comes last; so a process may be killed at any moment and run again, and the
-shards come out with the same bytes as if nothing had happened.
+A shard is a pure function of plan, settings, model and corpus (engine.py), so a process may be killed at any
+moment and run again, and the shards come out with the same bytes as if nothing had happened.
 """
 
 import json
@@ -10,55 +9,26 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
-from PIL import Image
-from torch import Tensor
 
-from aligner import artifact, config, corpus, decode, encoder, match, plan, regions
+from aligner import artifact, config, corpus, decode, encoder, match, plan
 from aligner.config import AlignConfig, AlignerError, ChangedSettings
+from aligner.engine import Job, Stop, Stopped, fill
 from aligner.progress import Progress, make_progress
 
 FEW_REGIONS = 4
 
-
-class Stopped(Exception):
-    """SIGTERM or SIGINT asked for a clean stop; the shard at hand is given up."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything a shard needs: settings, plan, model, corpus and the manifest that they agree on."""
-
-    config: AlignConfig
-    plan: plan.Plan
-    encoder: encoder.RegionEncoder
-    matcher: match.Matcher
-    manifest: dict[str, Any]
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Schema of the shards."""
-        return artifact.schema_of(self.manifest)
-
-    def fingerprint(self, shard: int) -> str:
-        """What the marker of a shard carries."""
-        return artifact.shard_fingerprint(self.manifest, shard)
-
-    def my_shards(self) -> list[int]:
-        """Shards of this process."""
-        return list(range(self.config.shard_index, self.plan.num_shards, self.config.num_shards))
+# Passes of fewer frames leave a GPU idle.
+FULL_PASS = 64
 
 
 @dataclass
@@ -72,6 +42,7 @@ class AlignReport:
     planned: int = 0
     ok: int = 0
     failed: int = 0
+    stopped: bool = False
     failures_by_stage: dict[str, int] = field(default_factory=dict)
     ignored_files: dict[str, int] = field(default_factory=dict)
     ignored_columns: list[str] = field(default_factory=list)
@@ -85,9 +56,9 @@ class AlignReport:
 
     @property
     def exit_code(self) -> int:
-        """0 done, 2 done with failed videos, 1 not done."""
+        """0 done, 2 done with failed videos, 75 stopped by a signal, 1 not done."""
         if not self.complete:
-            return config.EXIT_NOT_DONE
+            return config.EXIT_REQUEUE if self.stopped else config.EXIT_NOT_DONE
         return config.EXIT_DONE_WITH_FAILURES if self.failed else config.EXIT_DONE
 
     def count(self, out: Path, shard: int, marker: dict[str, Any]) -> None:
@@ -147,7 +118,8 @@ def prepare(settings: AlignConfig) -> Job:
         device=device,
     )
     matcher = match.Matcher(torch.tensor(entities.embeddings, device=device), settings.top_k)
-    content = _manifest_content(settings, entities, tower, model_info, encoder.preprocess_config(clip))
+    pixels = encoder.preprocess_config(clip)
+    content = _manifest_content(settings, entities, tower, model_info, pixels, device)
     videos, manifest = _publish(settings, found, entities, content)
     return Job(settings, videos, tower, matcher, manifest)
 
@@ -165,14 +137,10 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def frames_per_pass(settings: AlignConfig) -> int:
-    """Frames in one forward pass of the encoder.
-
-    A pass never holds frames of two videos: the shape of a matrix product may change its last bits, so a
-    video's bytes would hang on its neighbours and on the batch size. ``--batch-frames`` only splits videos
-    of more frames.
-    """
-    return min(settings.batch_frames, settings.frames)
+def frames_per_pass(settings: AlignConfig, device: torch.device) -> int:
+    """Frames in one forward pass of a folder that is begun now."""
+    usual = config.GPU_PASS if device.type == "cuda" else settings.frames
+    return settings.batch_frames or usual
 
 
 def _manifest_content(
@@ -181,6 +149,7 @@ def _manifest_content(
     tower: encoder.ClipRegionEncoder,
     model_info: dict[str, Any],
     pixels: dict[str, Any],
+    device: torch.device,
 ) -> dict[str, Any]:
     size = pixels["size"]
     byte_config = {
@@ -197,7 +166,8 @@ def _manifest_content(
         "interpolation": pixels["interpolation"],
         "resize_mode": pixels["resize_mode"],
         "precision": settings.precision,
-        "frames_per_pass": frames_per_pass(settings),
+        "fill_color": pixels.get("fill_color", 0),
+        "frames_per_pass": frames_per_pass(settings, device),
         "videos_per_shard": settings.videos_per_shard,
         "frame_rate": settings.frame_rate,
     }
@@ -244,6 +214,8 @@ def _continue(
     """The plan that was begun, grown by new videos if there are any."""
     out = settings.out
     manifest = artifact.read_manifest(out)
+    # Kept as begun: it may change the last bits, and is no reason to refuse.
+    content["config"]["frames_per_pass"] = manifest["config"].get("frames_per_pass")
     _refuse_changes(out, manifest, content)
     before = _begun_plan(out, manifest, settings.allow_changed_videos)
     videos = plan.grow(found, before, settings.videos_per_shard, settings.allow_changed_videos)
@@ -337,6 +309,9 @@ def run(
     start = time.monotonic()
     job = prepare(settings)
     shards = job.my_shards()
+    if settings.retry_poisoned:
+        for shard in shards:
+            artifact.forget_poison(settings.out, shard)
     states = {shard: artifact.shard_state(settings.out, shard, job.fingerprint(shard)) for shard in shards}
     todo = [shard for shard in shards if states[shard] != "done"]
     report = AlignReport(settings.out.name, len(shards), len(shards) - len(todo))
@@ -360,6 +335,14 @@ def warnings_of(job: Job) -> list[str]:
             f"--merge {job.config.merge} leaves {job.manifest['regions']} regions of "
             f"{job.manifest['patches']} patches; use a smaller --merge for this model, or --merge auto"
         )
+    size = job.frames_per_pass
+    if job.matcher.entities.device.type == "cuda" and size < min(
+        FULL_PASS, job.config.batch_frames or size + 1
+    ):
+        warnings.append(
+            f"the folder was begun with passes of {size} frames, few for a GPU; begin it with --batch-frames "
+            f"{config.GPU_PASS} (or on a GPU) to be faster"
+        )
     if job.manifest["model"]["random_weights"]:
         warnings.append(
             "the model has random weights (--pretrained none): embeddings and entities mean nothing"
@@ -371,183 +354,45 @@ def _fill(job: Job, todo: list[int], report: AlignReport, display: Callable[[int
     videos = sum(len(job.plan.shard(shard)) for shard in todo)
     if not todo:
         return
-    with _stop_signals() as stop, display(videos) as progress:
-        for shard in todo:
-            try:
-                marker = run_shard(job, shard, progress, stop)
-            except Stopped:
-                return
-            report.count(job.config.out, shard, marker)
-            report.done_shards += 1
+    with _stop_signals(job.config.grace_seconds) as stop, display(videos) as progress:
+        try:
+            for shard, marker in fill(job, todo, progress, stop):
+                report.count(job.config.out, shard, marker)
+                report.done_shards += 1
+        except Stopped:
+            report.stopped = True
 
 
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM or SIGINT sets; only the main thread may listen to signals."""
-    stop = threading.Event()
+def _stop_signals(grace_s: float) -> Iterator[Stop]:
+    """Listen to a scheduler's SIGTERM and SIGUSR1, which leave a grace time, and to Ctrl-C, which does not.
+
+    Only the main thread may listen.
+    """
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    names = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(name, lambda *_: stop.set()) for name in names]
+    grace = {"SIGTERM": grace_s, "SIGUSR1": grace_s, "SIGINT": 0.0}
+    known = {getattr(signal, name): seconds for name, seconds in grace.items() if hasattr(signal, name)}
+    before = {number: signal.signal(number, lambda got, _: stop.ask(known[got])) for number in known}
     try:
         yield stop
     finally:
-        for name, handler in zip(names, before, strict=True):
-            signal.signal(name, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_shard(
-    job: Job, shard: int, progress: Progress | None = None, stop: threading.Event | None = None
+    job: Job, shard: int, progress: Progress | None = None, stop: Stop | None = None
 ) -> dict[str, Any]:
     """Write one shard, its failures and its marker; the same bytes whenever and wherever it runs.
 
     Raises:
-        Stopped: ``stop`` was set; nothing of this shard is left behind.
+        Stopped: ``stop`` was asked for; nothing of this shard is left behind.
     """
-    start = time.monotonic()
-    out, items = job.config.out, job.plan.shard(shard)
-    artifact.remove_leftovers(out, shard)
-    failures: list[artifact.Failure] = []
-    target = out / artifact.shard_name(shard)
-    with artifact.atomic(target) as temporary:
-        with artifact.ShardWriter(temporary, job.schema) as writer:
-            for item, result in _decoded(job, items):
-                if stop is not None and stop.is_set():
-                    raise Stopped
-                rows = _encoded(job, item, result)
-                if isinstance(rows, artifact.Failure):
-                    failures.append(rows)
-                else:
-                    writer.add(item.video_id, rows)
-                if progress is not None:
-                    progress.advance(not isinstance(rows, artifact.Failure))
-        _reopen(temporary, writer)
-    failed = out / artifact.failures_name(shard)
-    artifact.write_table(failed, artifact.failures_table(failures))
-    marker = {
-        "shard": shard,
-        "fingerprint": job.fingerprint(shard),
-        "rows": writer.rows,
-        "bytes": target.stat().st_size,
-        "sha256": artifact.file_sha256(target),
-        "failures_sha256": artifact.file_sha256(failed),
-        "videos": writer.index,
-        "counts": {"planned": len(items), "ok": len(writer.index), "failed": len(failures)},
-        "timing": {"seconds": round(time.monotonic() - start, 3)},
-    }
-    assert len(items) == len(writer.index) + len(failures)
-    artifact.write_json(out / artifact.marker_name(shard), marker)
+    ((_, marker),) = fill(job, [shard], progress or Progress(), stop or Stop())
     return marker
-
-
-def _reopen(path: Path, writer: artifact.ShardWriter) -> None:
-    """Read back the footer before the file gets its name."""
-    with pq.ParquetFile(path) as file:
-        same = file.schema_arrow.equals(writer.schema, check_metadata=True)
-        if file.metadata.num_rows != writer.rows or not same:
-            raise AlignerError(f"{path.name} does not read back as written; is the disk full or failing?")
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A decoded video: preprocessed frames [T, 3, H, W] and their timestamps in seconds [T]."""
-
-    pixels: Tensor
-    times_s: np.ndarray
-
-
-Decoded = Clip | artifact.Failure
-
-
-def _decoded(job: Job, items: list[plan.VideoItem]) -> Iterator[tuple[plan.VideoItem, Decoded]]:
-    workers = job.config.decode_workers
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        submit = (
-            (
-                item,
-                pool.submit(read_clip, item, job.plan.path(item), job.config.frames, job.encoder.preprocess),
-            )
-            for item in items
-        )
-        yield from _ahead(submit, workers + 1)
-
-
-def _ahead(
-    submit: Iterable[tuple[plan.VideoItem, Future[Decoded]]], depth: int
-) -> Iterator[tuple[plan.VideoItem, Decoded]]:
-    """Results in order, with at most ``depth`` videos decoded ahead."""
-    waiting: deque[tuple[plan.VideoItem, Future[Decoded]]] = deque()
-    try:
-        for pair in submit:
-            waiting.append(pair)
-            if len(waiting) > depth:
-                item, future = waiting.popleft()
-                yield item, future.result()
-        while waiting:
-            item, future = waiting.popleft()
-            yield item, future.result()
-    finally:
-        for _, future in waiting:
-            future.cancel()
-
-
-def read_clip(
-    item: plan.VideoItem, path: Path | decode.Source, count: int, preprocess: Callable[[Image.Image], Tensor]
-) -> Decoded:
-    """Decode and preprocess one video exactly as open_clip prepares pictures; a bad video is a Failure."""
-    try:
-        frames = decode.sample_frames(path, count)
-        pixels = torch.stack([preprocess(Image.fromarray(frame.rgb)) for frame in frames])
-    except decode.DecodeError as error:
-        return artifact.Failure(item.video_id, error.stage, error.reason, str(error))
-    except Exception as error:  # whatever a damaged file provokes in FFmpeg must cost one video, not the run
-        return artifact.Failure(item.video_id, "decode", type(error).__name__, type(error).__doc__ or "")
-    return Clip(pixels, np.array([frame.time_s for frame in frames]))
-
-
-def _encoded(job: Job, item: plan.VideoItem, clip: Decoded) -> artifact.VideoRows | artifact.Failure:
-    if isinstance(clip, artifact.Failure):
-        return clip
-    try:
-        return video_rows(job, clip)
-    except torch.OutOfMemoryError as error:
-        raise AlignerError("the GPU ran out of memory; use a smaller --batch-frames") from error
-    except AlignerError as error:
-        return artifact.Failure(item.video_id, "encode", "not_finite", str(error))
-
-
-def video_rows(job: Job, clip: Clip) -> artifact.VideoRows:
-    """Encode the frames of one video and match every region.
-
-    Raises:
-        AlignerError: the encoder gave NaN or infinity.
-    """
-    parts = [job.encoder(part) for part in clip.pixels.split(frames_per_pass(job.config))]
-    embeddings = torch.cat([part.embeddings for part in parts])
-    frames, tokens, dim = embeddings.shape
-    norm = embeddings.norm(dim=-1)
-    unit = (embeddings / norm.unsqueeze(-1)).flatten(0, 1)
-    matches = job.matcher(unit)
-    shape = regions.region_geometry(torch.cat([part.source for part in parts]), tokens - 1, job.encoder.grid)
-    return artifact.VideoRows(
-        frame_index=np.repeat(np.arange(frames, dtype=np.int32), tokens),
-        time_s=np.repeat(clip.times_s, tokens),
-        region_index=np.tile(np.arange(tokens, dtype=np.int16), frames),
-        patches=_rows(shape.patches, np.int16),
-        centroid_xy=_rows(shape.centroid_xy, np.float32),
-        box_xyxy=_rows(shape.box_xyxy, np.float32),
-        patch_map=_rows(shape.patch_map, np.uint8),
-        topk_entity=matches.entities.cpu().numpy().astype(np.int32),
-        topk_score=matches.scores.cpu().numpy(),
-        embedding=unit.cpu().numpy().astype(np.float16),
-        norm=_rows(norm, np.float32),
-    )
-
-
-def _rows(values: Tensor, dtype: Any) -> np.ndarray:
-    """[frames, regions, ...] as one row per region."""
-    return values.flatten(0, 1).cpu().numpy().astype(dtype)
 
 
 def run_and_report(settings: AlignConfig, quiet: bool, as_json: bool) -> int:

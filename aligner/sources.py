@@ -6,6 +6,7 @@ Nothing is unpacked or copied, and no name from an archive becomes a path. Addre
 
 import io
 import json
+import os
 import re
 import tarfile
 from collections import Counter
@@ -49,6 +50,16 @@ class Source:
         """
         file = _open_url(self.place) if is_url(self.place) else open(self.place, "rb")
         return file if self.offset is None else io.BufferedReader(Window(file, self.offset, self.bytes))
+
+
+def as_json(place: Path | Source) -> dict[str, Any]:
+    """What tells another process where a video is; it may hold secrets, and is neither written nor shown."""
+    return {"path": os.path.abspath(place)} if isinstance(place, Path) else dict(vars(place))
+
+
+def from_json(told: dict[str, Any]) -> Path | Source:
+    """The inverse of ``as_json``."""
+    return Path(told["path"]) if "path" in told else Source(**told)
 
 
 class Window(io.RawIOBase):

@@ -60,10 +60,19 @@ def status(out: Path) -> Status:
     failures = Counter(f"{row['stage']} ({row['error']})" for row in artifact.all_failures(out))
     ok = sum(marker["counts"]["ok"] for marker in markers)
     failed = sum(marker["counts"]["failed"] for marker in markers)
-    seconds = sum(marker["timing"]["seconds"] for marker in markers)
-    left = (manifest["videos"] - ok - failed) * seconds / (ok + failed) if ok + failed else None
+    left = _seconds_left(out, done, markers, manifest["videos"] - ok - failed)
     videos = {"planned": manifest["videos"], "ok": ok, "failed": failed}
     return Status(dict(sorted(Counter(states).items())), videos, dict(sorted(failures.items())), left)
+
+
+def _seconds_left(out: Path, done: list[int], markers: list[dict[str, Any]], videos: int) -> float | None:
+    """Time for the videos that are left, at the pace of the shards whose timings are known."""
+    timed = [
+        (artifact.read_timings(out, shard).get("seconds"), m) for shard, m in zip(done, markers, strict=True)
+    ]
+    known = [(seconds, marker["counts"]["planned"]) for seconds, marker in timed if seconds is not None]
+    counted = sum(planned for _, planned in known)
+    return videos * sum(seconds for seconds, _ in known) / counted if counted else None
 
 
 def verify(out: Path) -> list[str]:

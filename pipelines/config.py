@@ -58,7 +58,7 @@ class AlignmentsSection(Section):
     dense: str = Field("none", description="Attention of the regions in the last block: none, value or self.")
     precision: str = Field("fp32", description="fp32 or bf16.")
     videos_per_shard: int = Field(64, description="Videos per shard, the unit of resuming.")
-    decode_workers: int = Field(2, description="Threads that decode ahead.")
+    decode_workers: int = Field(2, description="Processes that decode ahead.")
 
 
 class AdapterSection(Section):

@@ -242,4 +242,6 @@ def test_run_and_plan_agree_on_every_setting(call: Callable, options: list, tmp_
     assert (written["frames"], written["merge"], written["top_k"], written["precision"]) == (3, 1, 2, "bf16")
     assert (written["videos_per_shard"], written["frames_per_pass"]) == (2, 2)
     assert written["proportional_attention"] is False and written["dense"] == "value"
+    given[given.index("--batch-frames") + 1] = 9
     assert call("run", *given, "--device", "cpu", "--quiet").exit_code == 0
+    assert artifact.read_manifest(tmp_path / "out")["config"] == written

@@ -16,7 +16,7 @@ from aligner.probe import Probe, check_videos, probe_file
 
 
 def facts(path: Path, deep: bool = True) -> Probe:
-    return Probe(path.name, None, None, path.stat().st_size, **probe_file(str(path), deep))
+    return Probe(path.name, None, None, path.stat().st_size, **probe_file({"path": str(path)}, deep))
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -82,10 +82,11 @@ def test_a_hang_and_a_crash_cost_their_files_only(
 ) -> None:
     (tmp_path / "trap.py").write_text(
         "import os, signal\nfrom aligner import probe\n"
-        "def probe_file(path, deep):\n"
+        "def probe_file(video, deep):\n"
+        "    path = video['path']\n"
         "    if path.endswith('empty.mp4'):\n        signal.pause()\n"
         "    if path.endswith('text.mp4'):\n        os.abort()\n"
-        "    return probe.probe_file(path, deep)\n"
+        "    return probe.probe_file(video, deep)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(probe, "PROBE", "trap:probe_file")

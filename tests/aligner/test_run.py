@@ -2,10 +2,10 @@
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,9 +20,10 @@ import pytest
 import torch
 from PIL import Image
 
-from aligner import artifact, decode, run
+from aligner import artifact, config, decode, run
 from aligner.config import AlignerError, ChangedSettings
-from aligner.encoder import load_clip
+from aligner.encoder import EncodedFrames, load_clip
+from aligner.engine import Stop
 from aligner.progress import Progress
 from aligner.verify import status, verify
 
@@ -78,16 +79,15 @@ def test_rows_equal_a_plain_computation(settings: Callable, tiny_clip: str) -> N
     np.testing.assert_array_equal(np.unpackbits(maps[0, 1:], axis=1)[:, :16], np.eye(16))
 
 
-def test_workers_and_batches_do_not_change_a_byte(settings: Callable, tmp_path: Path) -> None:
-    variants = {
-        "plain": {},
-        "again": {},
-        "workers": {"decode_workers": 4},
-        "batch": {"batch_frames": 3},
-        "big-batch": {"batch_frames": 1000},
-    }
+@pytest.mark.parametrize("size", [None, 1, 4, 100])
+def test_workers_and_batches_do_not_change_a_byte(settings: Callable, tmp_path: Path, size: int) -> None:
+    """Frames per pass are settled when a folder is begun; nothing that may change afterwards changes a byte."""
+    variants = {"plain": {}, "workers": {"decode_workers": 4}, "batch": {"batch_frames": 5}}
     for name, change in variants.items():
-        run.run(settings(out=tmp_path / name, **change))
+        run.prepare(settings(out=tmp_path / name, batch_frames=size))
+        assert run.run(settings(out=tmp_path / name, **{"batch_frames": size} | change)).ok == 7
+        assert artifact.read_manifest(tmp_path / name)["config"]["frames_per_pass"] == (size or 3)
+        assert verify(tmp_path / name) == []
     hashes = [shard_bytes(tmp_path / name) for name in variants]
     assert len(hashes[0]) == 6 and all(found == hashes[0] for found in hashes)
 
@@ -127,10 +127,11 @@ def test_a_lost_or_cut_shard_is_made_again(settings: Callable) -> None:
     [
         ({"frames": 4}, "config.frames: got 4, expected 3"),
         ({"merge": 1}, "config.merge: got 1, expected 2"),
+        ({"top_k": 4}, "config.top_k: got 4, expected 5"),
+        ({"precision": "bf16"}, "config.precision: got 'bf16', expected 'fp32'"),
         ({"proportional_attention": False}, "config.proportional_attention: got False, expected True"),
         ({"dense": "value"}, "config.dense: got 'value', expected 'none'"),
         ({"merge": "auto"}, "config.merge: got 1, expected 2"),
-        ({"batch_frames": 2}, "config.frames_per_pass: got 2, expected 3"),
         ({"videos_per_shard": 4}, "config.videos_per_shard: got 4, expected 3"),
     ],
 )
@@ -139,6 +140,55 @@ def test_changed_settings_are_refused(settings: Callable, change: dict, line: st
     with pytest.raises(ChangedSettings, match="begun with other settings") as refusal:
         run.prepare(settings(**change))
     assert line in str(refusal.value) and "--force" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "value", "line"),
+    [
+        (decode, "DECODER", "pyav 99", "config.decoder: got 'pyav 99', expected 'pyav"),
+        (config, "SAMPLING", "first", "config.sampling: got 'first', expected"),
+        (artifact, "PACKAGE", "aligner 99", "package: got 'aligner 99', expected 'aligner"),
+        (artifact, "SCHEMA_VERSION", artifact.SCHEMA_VERSION + 1, "schema_version: got "),
+    ],
+)
+def test_another_version_of_the_tools_is_refused(
+    settings: Callable, monkeypatch: pytest.MonkeyPatch, place: object, name: str, value: object, line: str
+) -> None:
+    run.prepare(settings())
+    monkeypatch.setattr(place, name, value)
+    with pytest.raises(ChangedSettings) as refusal:
+        run.prepare(settings())
+    assert line in str(refusal.value)
+
+
+def test_another_model_or_other_weights_are_refused(
+    settings: Callable, other_clip: str, make_corpus: Callable, tmp_path: Path
+) -> None:
+    run.prepare(settings())
+    corpus = make_corpus(tmp_path / "corpus", load_clip(other_clip)[1])
+    with pytest.raises(ChangedSettings) as refusal:
+        run.prepare(settings(model=other_clip, corpus=corpus))
+    assert "model.name: got 'local-dir:otherrandom', expected 'local-dir:tinyrandom'" in str(refusal.value)
+    assert "model.weights_sha256: got " in str(refusal.value)
+
+
+def test_paths_workers_and_batches_may_change_on_resume(
+    settings: Callable, clips: Path, tiny_clip: str, tmp_path: Path
+) -> None:
+    before = settings(out=tmp_path / "before")
+    run.run(before)
+    whole = shard_bytes(before.out)
+    (before.out / artifact.marker_name(1)).unlink()
+    moved = {"videos": clips, "corpus": before.corpus, "model": Path(tiny_clip.partition(":")[2])}
+    moved = {
+        name: shutil.copytree(path, tmp_path / "moved" / name / path.name) for name, path in moved.items()
+    }
+    moved["model"] = f"local-dir:{moved['model']}"
+    after = tmp_path / "after"
+    before.out.rename(after)
+    report = run.run(settings(**moved, out=after, decode_workers=3, batch_frames=50, video_seconds=9.0))
+    assert (report.skipped_shards, report.done_shards) == (2, 1)
+    assert shard_bytes(after) == whole
 
 
 def test_another_corpus_or_plan_is_refused_and_force_starts_over(
@@ -326,26 +376,39 @@ def test_another_models_weights_are_refused(settings: Callable, other_clip: str)
         run.prepare(settings(model=other_clip))
 
 
-def test_a_video_the_encoder_cannot_digest_is_a_failure_row(
-    settings: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = settings()
+class Poisoned:
+    """An encoder that gives NaN for all frames that look like one of a video's."""
+
+    def __init__(self, encoder: object, pixels: torch.Tensor) -> None:
+        self.encoder, self.pixels = encoder, pixels
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.encoder, name)
+
+    def __call__(self, pixels: torch.Tensor) -> EncodedFrames:
+        found = self.encoder(pixels)
+        same = (pixels[:, None] == self.pixels).flatten(2).all(-1).any(-1)
+        return replace(found, embeddings=torch.where(same[:, None, None], torch.nan, found.embeddings))
+
+
+@pytest.mark.parametrize("batch_frames", [None, 7])
+def test_a_video_the_encoder_cannot_digest_is_a_failure_row(settings: Callable, batch_frames: int) -> None:
+    config = settings(batch_frames=batch_frames)
     job = run.prepare(config)
-    poisoned, poisoned_shards = run.read_clip, []
-
-    def poison(item: object, *rest: object) -> object:
-        clip = poisoned(item, *rest)
-        if item.video_id == "run/0.mp4":
-            poisoned_shards.append(item.shard)
-            clip.pixels.fill_(float("nan"))
-        return clip
-
-    monkeypatch.setattr(run, "read_clip", poison)
-    counts = [run.run_shard(job, shard)["counts"] for shard in range(3)]
-    shard = poisoned_shards[0]
-    assert [count["failed"] for count in counts] == [int(number == shard) for number in range(3)]
-    assert sum(count["ok"] for count in counts) == 6
-    assert artifact.read_failures(config.out, shard)[0]["stage"] == "encode"
+    shard = {item.video_id: item.shard for item in job.plan.items}["run/0.mp4"]
+    neighbours = [item.video_id for item in job.plan.shard(shard) if item.video_id != "run/0.mp4"]
+    planned = len(neighbours) + 1
+    assert neighbours and run.run_shard(job, shard)["counts"]["ok"] == planned
+    before = {name: artifact.read_video(config.out, name) for name in neighbours}
+    frames = decode.sample_frames(config.videos / "run" / "0.mp4", 3)
+    pixels = torch.stack([job.encoder.preprocess(Image.fromarray(frame.rgb)) for frame in frames])
+    marker = run.run_shard(replace(job, encoder=Poisoned(job.encoder, pixels)), shard)
+    assert marker["counts"] == {"planned": planned, "ok": planned - 1, "failed": 1}
+    row = artifact.read_failures(config.out, shard)[0]
+    assert (row["video_id"], row["stage"], row["error"]) == ("run/0.mp4", "encode", "not_finite")
+    assert "3 of 3 frames" in row["message"]
+    # Its neighbours in the pass are none the worse for it.
+    assert all(artifact.read_video(config.out, name).equals(table) for name, table in before.items())
 
 
 def test_too_much_merging_warns(settings: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,7 +444,7 @@ def test_a_timm_model_runs_from_end_to_end(
 
 def test_a_stop_leaves_nothing_half_done(settings: Callable) -> None:
     config = settings()
-    job, stop = run.prepare(config), threading.Event()
+    job, stop = run.prepare(config), Stop()
 
     class StopAtTheSecond(Progress):
         done = 0
@@ -389,15 +452,17 @@ def test_a_stop_leaves_nothing_half_done(settings: Callable) -> None:
         def advance(self, ok: bool) -> None:
             self.done += 1
             if self.done == 2:
-                stop.set()
+                stop.ask()
 
     with pytest.raises(run.Stopped):
         run.run_shard(job, 0, StopAtTheSecond(), stop)
     assert sorted(file.name for file in config.out.iterdir()) == [
         "entities.parquet",
         "manifest.json",
+        "timings-00000.json",
         "videos.parquet",
     ]
+    assert artifact.read_timings(config.out, 0) == {"attempt": 1}
 
 
 @pytest.fixture(scope="module")
@@ -475,7 +540,7 @@ def test_sigterm_stops_the_command_cleanly(
     process = start("run", *given, *"--quiet --frames 3 --merge 2 --top-k 5 --videos-per-shard 2".split())
     wait_for(lambda: markers(out) > 0, process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=60) == 75
     found = status(out)
     assert found.shards["done"] >= 1 and set(found.shards) == {"done", "todo"}
     assert not list(out.glob(".*.tmp"))

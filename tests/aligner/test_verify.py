@@ -148,7 +148,7 @@ def test_status_counts_and_estimates(settings: Callable) -> None:
     fresh = status(settings().out)
     assert (fresh.shards, fresh.seconds_left, fresh.complete) == ({"todo": 3}, None, False)
     run.run_shard(job, 0)
-    edit(settings().out / artifact.marker_name(0), lambda marker: marker["timing"].update(seconds=6.0))
+    edit(settings().out / artifact.timings_name(0), lambda timings: timings.update(seconds=6.0))
     (settings().out / f".{artifact.shard_name(1)}.77.tmp").touch()
     half = status(settings().out)
     assert half.shards == {"done": 1, "running": 1, "todo": 1}
