@@ -704,7 +704,7 @@ def all_failures(folder: Path) -> list[dict[str, str]]:
         AlignerError: not an alignments folder, or a damaged one.
     """
     manifest = read_manifest(folder)
-    done = (s for s in range(manifest["num_shards"]) if _is_done(folder, s, manifest))
+    done = (s for s in range(manifest["num_shards"]) if is_done(folder, s, manifest))
     return [row for shard in done for row in read_failures(folder, shard)]
 
 
@@ -717,7 +717,7 @@ def is_complete(folder: Path) -> bool:
         ]
     except (AlignerError, OSError):
         return False
-    return all(sizes) and all(_is_done(folder, s, manifest) for s in range(manifest["num_shards"]))
+    return all(sizes) and all(is_done(folder, s, manifest) for s in range(manifest["num_shards"]))
 
 
 def output_fingerprint(folder: Path) -> str | None:
@@ -729,5 +729,6 @@ def output_fingerprint(folder: Path) -> str | None:
     return canonical_sha256([manifest["fingerprint"], [marker and marker["sha256"] for marker in markers]])
 
 
-def _is_done(folder: Path, shard: int, manifest: dict[str, Any]) -> bool:
+def is_done(folder: Path, shard: int, manifest: dict[str, Any]) -> bool:
+    """Whether a shard has a marker that fits the manifest, and its files."""
     return shard_state(folder, shard, shard_fingerprint(manifest, shard)) == "done"

@@ -12,7 +12,9 @@ import typer
 from typer.core import TyperGroup
 
 from aligner import __version__
+from aligner.cli_slurm import app as slurm_app
 from aligner.config import EXIT_NOT_DONE, AlignConfig, AlignerError, array_share, parse_merge
+from aligner.options import errors
 
 # Newer versions of typer carry their own copy of click; this is the class in either.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -120,16 +122,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Folder = Annotated[Path, typer.Argument(help="Alignments folder.", show_default=False)]
 
 
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Turn a problem that the user can mend (a full disk is one) into one message and exit code 1."""
-    try:
-        yield
-    except (AlignerError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(EXIT_NOT_DONE) from None
-
-
 def _config(options: dict[str, Any], **changes: Any) -> AlignConfig:
     """The settings among a command's options."""
     names = {field.name for field in fields(AlignConfig)}
@@ -171,6 +163,9 @@ def run(
         int | None, typer.Option(help="Processes that share the work (default: a SLURM array's, else 1).")
     ] = None,
     shard_index: Annotated[int | None, typer.Option(help="Which of them this one is, from 0.")] = None,
+    shards: Annotated[
+        str | None, typer.Option(help="Just these shards, such as 3,7-9, in place of a share.")
+    ] = None,
     proportional_attention: Proportional = AlignConfig.proportional_attention,
     dense: Dense = AlignConfig.dense,
     precision: Precision = AlignConfig.precision,
@@ -194,8 +189,10 @@ def run(
     Run the same command again to continue after an interruption. Exit codes: 0 done, 2 done with failed
     videos (see `aligner status`), 75 stopped by a signal (requeue the job), 1 not done.
     """
-    with _errors():
-        share = array_share(num_shards, shard_index, dict(os.environ))
+    with errors():
+        if shards is not None and (num_shards is not None or shard_index is not None):
+            raise AlignerError("give either --shards, or --num-shards and --shard-index")
+        share = (1, 0) if shards else array_share(num_shards, shard_index, dict(os.environ))
         config = _config(locals(), num_shards=share[0], shard_index=share[1])
         from aligner.run import run_and_report
 
@@ -231,7 +228,7 @@ def plan(
 
     `--dry-run` prints how many videos, shards and bytes there are, and which files were ignored.
     """
-    with _errors():
+    with errors():
         if dry_run:
             from aligner.plan import make_plan
 
@@ -269,7 +266,7 @@ def check_videos(
     The report can serve as a manifest (`--videos REPORT --videos-root VIDEOS`) that knows durations. Exit
     codes: 0 all good, 2 some are bad, 1 not done.
     """
-    with _errors():
+    with errors():
         from aligner.plan import make_plan
         from aligner.probe import check_and_report
 
@@ -288,7 +285,7 @@ def check_videos(
 @app.command()
 def status(out: Folder, as_json: AsJson = False) -> None:
     """Shards by state, failures by stage and error, and the time that is left."""
-    with _errors():
+    with errors():
         from aligner.verify import status as read_status
 
         found = read_status(out)
@@ -298,7 +295,7 @@ def status(out: Folder, as_json: AsJson = False) -> None:
 @app.command()
 def verify(out: Folder, as_json: AsJson = False) -> None:
     """Check hashes, checksums, schema, numbers and coverage; exit 1 with every problem listed."""
-    with _errors():
+    with errors():
         from aligner.verify import verify as find_problems
 
         problems = find_problems(out)
@@ -318,7 +315,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """What an alignments folder holds; with a video, its regions and their entities."""
-    with _errors():
+    with errors():
         from aligner.verify import region_lines, summary
 
         if video_id is None:
@@ -345,3 +342,6 @@ def _print_counts(counts: dict[str, Any], as_json: bool) -> None:
         f"{counts['labels']} labels) in {counts['shards']} shards; ignored files: {ignored}; "
         f"ignored columns: {', '.join(counts['ignored_columns']) or 'none'}"
     )
+
+
+app.add_typer(slurm_app, name="slurm")

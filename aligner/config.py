@@ -1,6 +1,7 @@
 """Settings of the aligner, its error class and its exit codes (standard library only)."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,13 @@ class AlignConfig:
     # This process takes the shards whose number modulo `num_shards` is `shard_index`.
     num_shards: int = 1
     shard_index: int = 0
+    # Or it takes just these, such as `3,7-9`; numbers beyond the last shard are nobody's.
+    shards: str | None = None
+
+    @property
+    def shares_work(self) -> bool:
+        """Whether other processes may be at work in the same folder."""
+        return self.num_shards > 1 or self.shards is not None
 
     def __post_init__(self) -> None:
         if isinstance(self.merge, str) and self.merge != AUTO:
@@ -112,6 +120,8 @@ class AlignConfig:
             raise AlignerError(f"--dense must be one of {', '.join(DENSE)}, got {self.dense!r}")
         if not 0 < self.frame_rate < float("inf"):
             raise AlignerError(f"--frame-rate must be above 0, got {self.frame_rate}")
+        if self.shards is not None:
+            parse_shards(self.shards)
         if self.shard_index >= self.num_shards:
             raise AlignerError(
                 f"--shard-index must be below --num-shards {self.num_shards}, got {self.shard_index}"
@@ -141,6 +151,19 @@ def parse_merge(given: int | str) -> int | str:
 
 def _option(field: str) -> str:
     return "--" + field.replace("_", "-")
+
+
+def parse_shards(given: str) -> tuple[range, ...]:
+    """``3,7-9`` -> the ranges (3,) and (7, 8, 9).
+
+    Raises:
+        AlignerError: anything else.
+    """
+    parts = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in given.split(",")]
+    found = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part]
+    if len(found) < len(parts) or not all(found):
+        raise AlignerError(f"--shards is {given!r}, expected numbers and ranges such as 3,7-9")
+    return tuple(found)
 
 
 def array_share(num_shards: int | None, shard_index: int | None, env: dict[str, str]) -> tuple[int, int]:

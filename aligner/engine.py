@@ -25,7 +25,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from aligner import artifact, encoder, match, plan, regions
-from aligner.config import AlignConfig, AlignerError
+from aligner.config import AlignConfig, AlignerError, parse_shards
 from aligner.decoding import CRASHED, TIMEOUT, Clip, Decoders, NoClip
 from aligner.pixels import Cutter
 from aligner.progress import Progress
@@ -74,6 +74,9 @@ class Job:
 
     def my_shards(self) -> list[int]:
         """Shards of this process."""
+        if self.config.shards is not None:
+            wanted = parse_shards(self.config.shards)
+            return [shard for shard in range(self.plan.num_shards) if any(shard in part for part in wanted)]
         return list(range(self.config.shard_index, self.plan.num_shards, self.config.num_shards))
 
     @property

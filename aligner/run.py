@@ -94,7 +94,7 @@ def prepare(settings: AlignConfig) -> Job:
         ChangedSettings: the folder was begun with other settings, and ``force`` is not set.
         AlignerError: anything else that does not fit together, or a folder that is not ours.
     """
-    if settings.force and settings.num_shards > 1:
+    if settings.force and settings.shares_work:
         raise AlignerError(
             "--force in one of several processes would delete the others' work; run `aligner plan --force`"
         )
@@ -196,7 +196,7 @@ def _publish(
     out = settings.out
     artifact.refuse_foreign(out)
     # One of several processes cannot know whether another is writing such a file right now.
-    if settings.num_shards == 1:
+    if not settings.shares_work:
         artifact.remove_start_leftovers(out)
     if (out / artifact.MANIFEST).is_file() and not settings.force:
         return _continue(settings, found, content)
@@ -221,7 +221,7 @@ def _continue(
     videos = plan.grow(found, before, settings.videos_per_shard, settings.allow_changed_videos)
     if plan_table(videos).equals(plan_table(before)) and not artifact.damaged_files(out, manifest):
         return videos, manifest
-    if settings.num_shards > 1:
+    if settings.shares_work:
         raise AlignerError(
             f"the plan in {out} has to grow by {len(videos.items) - len(before.items)} videos, and one of "
             "several processes must not do that; run `aligner plan` with the same options once, then all again"
