@@ -141,7 +141,7 @@ def _check_arguments(arguments: Sequence[str]) -> None:
     own = {"--out", "--shards", "--num-shards", "--shard-index", "--force"}
     if given := sorted(own & {argument.partition("=")[0] for argument in arguments}):
         raise AlignerError(
-            f"{given[0]} is not for `aligner slurm submit -- ...`: the script gives every task its shards"
+            f"{given[0]} cannot stand behind `--`: the script itself gives every task its shards"
         )
 
 

@@ -127,7 +127,7 @@ def hashes(out: Path) -> dict[str, str]:
 
 def options(config: object) -> list[str]:
     """The command line of some settings, but for --out."""
-    names = ("videos", "corpus", "model", "frames", "merge", "top_k", "videos_per_shard", "device")
+    names = ("videos", "corpus", "model", "frames", "merge", "top_k", "videos_per_shard")
     return [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(config, name)))]
 
 
