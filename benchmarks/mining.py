@@ -1,12 +1,14 @@
 """Mining of captions against the bare spaCy pipe: ``python -m benchmarks.mining --shared ../shared``.
 
 Captions are generated from real label and entity lists. ``corpus-builder mine`` with spaCy alone and with both taggers
-runs over all of them in processes of its own; spaCy's own ``nlp.pipe`` with the same components and as many processes
-runs over one half before and the other half after, so that a machine that slows down slows both. Resident memory is
-that of the whole process tree.
+runs over all of them in processes of its own. spaCy's own ``nlp.pipe`` with the same components runs over a part of
+them before and another part after, so that a machine that slows down slows both: with as many processes by its own means
+(``n_process``, which hands every document back), and in as many processes apart that hand nothing back, which no use of
+the pipe beats. Resident memory is that of the whole process tree.
 """
 
 import csv
+import multiprocessing
 import random
 import subprocess
 import sys
@@ -14,9 +16,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from corpus_builder.taggers import SpacyTagger
 
 TEMPLATES = (
     "a person is {label} in front of a {one}",
@@ -47,15 +51,37 @@ def captions(shared: Path, count: int) -> Iterator[str]:
         yield rng.choice(TEMPLATES).format(label=rng.choice(labels), one=one, two=two)
 
 
-def bare(texts: list[str], model: Path, processes: int) -> float:
-    """Seconds of ``nlp.pipe`` alone, the pipeline loaded before and the processes started within, as in ours."""
-    from corpus_builder.taggers import SpacyTagger
-
+def piped(texts: list[str], model: Path, processes: int) -> float:
+    """Seconds of ``nlp.pipe(n_process=...)``, the pipeline loaded before and its processes started within."""
     nlp = SpacyTagger(str(model))._nlp
     start = time.perf_counter()
     for _ in nlp.pipe(texts, batch_size=256, n_process=processes):
         pass
     return time.perf_counter() - start
+
+
+def apart(texts: list[str], model: Path, processes: int) -> float:
+    """Seconds of ``nlp.pipe`` in processes of its own, each on its share; nothing is handed back, so none is faster."""
+    spawn = multiprocessing.get_context("spawn")
+    loaded = spawn.Barrier(processes + 1)
+    workers = [
+        spawn.Process(target=_consume, args=(texts[number::processes], str(model), loaded))
+        for number in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    loaded.wait()
+    start = time.perf_counter()
+    for worker in workers:
+        worker.join()
+    return time.perf_counter() - start
+
+
+def _consume(texts: list[str], model: str, loaded: Any) -> None:
+    nlp = SpacyTagger(model)._nlp
+    loaded.wait()
+    for _ in nlp.pipe(texts, batch_size=256):
+        pass
 
 
 def ours(
@@ -111,30 +137,40 @@ def main(
     ],
     count: Annotated[int, typer.Option(help="Captions.")] = 1_000_000,
     processes: Annotated[int, typer.Option(help="Processes of either.")] = 2,
+    part: Annotated[
+        int, typer.Option(help="Captions that the bare pipe gets before, and as many after.")
+    ] = 50_000,
     taggers: Annotated[list[str] | None, typer.Option(help="Taggers of ours [default: spacy, both].")] = None,
 ) -> None:
-    """Print captions per second of both, their ratio, and resident memory by tenths of the input."""
+    """Print captions per second of all, our share of the bare pipe's, and resident memory by tenths of the input."""
     model = shared.resolve() / "spacy/en_ewt_sm"
     texts = list(captions(shared, count))
+    part = min(part, count // 2)
+    rates: dict[str, list[float]] = {"piped": [], "apart": []}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "captions.txt"
         file.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-        half = count // 2
-        seconds = bare(texts[:half], model, processes)
-        runs = {
-            name: ours(file, count, shared.resolve(), name, processes, Path(folder) / f"{name}.parquet")
-            for name in taggers or ("spacy", "both")
-        }
-        seconds += bare(texts[half:], model, processes)
+        runs = {}
+        for name in (None, *(taggers or ("spacy", "both"))):
+            if name:
+                out = Path(folder) / f"{name}.parquet"
+                runs[name] = ours(file, count, shared.resolve(), name, processes, out)
+            given = texts[:part] if name is None else texts[-part:]
+            rates["piped"].append(part / piped(given, model, processes))
+            rates["apart"].append(part / apart(given, model, processes))
+    mean = {name: sum(found) / len(found) for name, found in rates.items()}
     print(
-        f"{count} captions, {processes} processes\n\n"
-        "| | captions a second | of bare spaCy | MiB by tenths |\n|---|---|---|---|"
+        f"{count} captions, {processes} processes, the bare pipe on {part} before and after each run of ours\n"
     )
-    print(f"| nlp.pipe alone | {count / seconds:.0f} | 1.00 | |")
+    print(
+        "| | captions a second | of n_process | of processes apart | MiB by tenths |\n|---|---|---|---|---|"
+    )
+    print(f"| nlp.pipe, n_process={processes} | {mean['piped']:.0f} | 1.00 | | |")
+    print(f"| nlp.pipe, {processes} processes apart | {mean['apart']:.0f} | | 1.00 | |")
     for name, (took, memory) in runs.items():
-        print(
-            f"| mine --taggers {name} | {count / took:.0f} | {seconds / took:.2f} | {' '.join(map(str, memory))} |"
-        )
+        rate = count / took
+        shares = f"{rate / mean['piped']:.2f} | {rate / mean['apart']:.2f}"
+        print(f"| mine --taggers {name} | {rate:.0f} | {shares} | {' '.join(map(str, memory))} |")
 
 
 if __name__ == "__main__":
