@@ -2,9 +2,9 @@
 
 Captions are generated from real label and entity lists. ``corpus-builder mine`` with spaCy alone and with both taggers
 runs over all of them in processes of its own. spaCy's own ``nlp.pipe`` with the same components runs over a part of
-them before and another part after, so that a machine that slows down slows both: with as many processes by its own means
-(``n_process``, which hands every document back), and in as many processes apart that hand nothing back, which no use of
-the pipe beats. Resident memory is that of the whole process tree.
+them before and another part after, so that a machine that slows down slows both: with as many processes by its own
+means (``n_process``, which hands every document back), and in as many processes apart that hand nothing back, which no
+use of the pipe beats. Resident memory is that of the whole process tree.
 """
 
 import csv
