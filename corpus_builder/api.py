@@ -30,7 +30,7 @@ from corpus_builder import artifact, reuse, search
 from corpus_builder.build import Inputs, Say, build_corpus
 from corpus_builder.config import CorpusConfig, CorpusError, did_you_mean
 from corpus_builder.embed import OpenClip
-from corpus_builder.index import check_belongs, read_index
+from corpus_builder.index import GPU_HITS, check_belongs, on_gpu, read_index
 from corpus_builder.pictures import read_image
 from corpus_builder.search import Hit, Query
 
@@ -105,9 +105,14 @@ class Corpus:
         check_belongs(index, self.embeddings, f"'{self.folder}'")
         return index
 
+    @cached_property
+    def _gpu_index(self) -> Any:
+        return on_gpu(self._index)
+
     def nearest(self, vectors: Float[np.ndarray, "queries dim"], k: int = 10) -> list[list[Hit]]:
         """The k entities nearest to each of your own unit vectors of the corpus's model, best first."""
-        return search.nearest(self._artifact, self._index, vectors, k)
+        index = self._gpu_index if k < GPU_HITS else self._index
+        return search.nearest(self._artifact, index, vectors, k)
 
     def search(self, text: str, k: int = 10) -> list[Hit]:
         """The k entities nearest to a text, best first."""

@@ -20,6 +20,7 @@ EXACT_UP_TO = 200_000
 MIN_RECALL = 0.99
 PROBES = 1000
 TIES = 16
+GPU_HITS = 1024
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,15 @@ def probe_queries(vectors: Float[np.ndarray, "entities dim"]) -> Float[np.ndarra
 
 
 def on_gpu(index: Any) -> Any:
-    """The index on the first GPU where ``faiss-gpu`` is installed and finds one, else as it is."""
+    """The index on the first GPU where ``faiss-gpu`` is installed and finds one, else as it is.
+
+    For many queries of few hits: FAISS gives at most ``GPU_HITS`` of a query there, and has no HNSW for GPUs.
+    """
     import faiss
 
     if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
+        return index
+    if isinstance(faiss.downcast_index(index), faiss.IndexHNSW):
         return index
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
 

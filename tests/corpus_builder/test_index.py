@@ -139,6 +139,19 @@ def test_without_a_gpu_the_index_stays_where_it_is():
     assert on_gpu(index) is index
 
 
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_on_a_gpu_an_index_finds_the_same(kind):
+    import faiss
+
+    if not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus():
+        pytest.skip("needs faiss-gpu and a GPU")
+    vectors = unit(np.random.default_rng(0).normal(size=(3000, 32)))
+    index = build_index(vectors, kind).index
+    found = search(on_gpu(index), vectors[:200], 3)
+    np.testing.assert_array_equal(found.ids[:, 0], np.arange(200))
+    np.testing.assert_array_equal(found.ids, search(index, vectors[:200], 3).ids)
+
+
 @pytest.mark.shared
 def test_real_clip_embeddings_find_themselves(shared):
     import pyarrow.parquet as pq
