@@ -4,13 +4,17 @@ Every section maps onto a stage's own options, so that a key has the same name h
 Relative paths are read from the folder of the YAML file.
 """
 
+import dataclasses
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.errors import PipelineError, did_you_mean
+
+if TYPE_CHECKING:
+    from corpus_builder.config import CorpusConfig
 
 
 class Section(BaseModel):
@@ -34,6 +38,42 @@ class CorpusSection(Section):
     strategy: str = Field("extended", description="Word-sense disambiguation: extended, lesk or first.")
     body_parts: bool = Field(True, description="Add the body parts.")
     min_count: int = Field(1, description="Captions that must mention an entity.")
+    max_words: int = Field(4, description="Longest entity, in words.")
+    expansions: list[Path] = Field(
+        [], description="JSON files: label or class id -> phrases that belong to it."
+    )
+    descriptions: Path | None = Field(
+        None, description="JSON file: phrase -> what it is, for those without a sense."
+    )
+    allow: Path | None = Field(
+        None, description="Text file: phrases and synsets to keep whatever speaks against."
+    )
+    deny: Path | None = Field(None, description="Text file: phrases and synsets never to keep.")
+    related: int = Field(0, description="Things that WordNet relates to add per label, at most.")
+    sources: list[str] = Field(
+        [], description="Finds that make entities: label, caption, expansion ...; all if none."
+    )
+    size: int | None = Field(
+        None, description="Entities to keep: of labels first, then by mentions; all if none."
+    )
+    merge_above: float | None = Field(
+        None, description="Cosine from which two entities are one; never if none."
+    )
+    processes: int = Field(1, ge=1, description="Processes that mine captions; the result is the same.")
+
+    def files(self) -> dict[str, Path]:
+        """The files that are mined, by their keys."""
+        named = ("labels", "captions", "descriptions", "allow", "deny")
+        found = {name: path for name in named if (path := getattr(self, name)) is not None}
+        return found | {f"expansions.{number}": path for number, path in enumerate(self.expansions)}
+
+    def settings(self) -> "CorpusConfig":
+        """The stage's own settings; raises its ``CorpusError`` where they make no sense."""
+        from corpus_builder.config import CorpusConfig, split_sources
+
+        names = {field.name for field in dataclasses.fields(CorpusConfig)} & set(type(self).model_fields)
+        given = {name: getattr(self, name) for name in names - {"sources"}}
+        return CorpusConfig(**given, sources=split_sources(",".join(self.sources) or None))
 
 
 class LabelsSection(Section):
@@ -183,6 +223,8 @@ def _resolve_paths(section: AnySection, base: Path) -> AnySection:
             changed[name] = _absolute(base, value)
         elif isinstance(value, Section):
             changed[name] = _resolve_paths(value, base)
+        elif isinstance(value, list):
+            changed[name] = [_absolute(base, item) if isinstance(item, Path) else item for item in value]
         elif isinstance(value, dict):
             changed[name] = {key: _resolve_paths(item, base) for key, item in value.items()}
     return section.model_copy(update=changed)
@@ -272,9 +314,11 @@ def _adapter_problems(sections: Any) -> list[str]:
 
 def _missing_inputs(config: PipelineConfig) -> list[str]:
     """Inputs that are not there, and settings of the corpus that its stage would refuse."""
-    from corpus_builder.config import CorpusConfig, CorpusError
+    from corpus_builder.config import CorpusError
 
-    inputs = [("corpus.labels", config.corpus.labels), ("corpus.captions", config.corpus.captions)]
+    inputs: list[tuple[str, Path | None]] = [
+        (f"corpus.{name}", path) for name, path in config.corpus.files().items()
+    ]
     inputs += [(f"labels.{name}.file", section.file) for name, section in config.labels.items()]
     inputs += [("alignments.videos", config.alignments.videos), ("nltk_data", config.nltk_data)]
     problems = [
@@ -285,9 +329,7 @@ def _missing_inputs(config: PipelineConfig) -> list[str]:
     if config.corpus.labels is None and config.corpus.captions is None:
         problems.append("corpus: nothing to mine; give labels, captions or both")
     try:
-        CorpusConfig(
-            taggers=config.corpus.taggers, strategy=config.corpus.strategy, min_count=config.corpus.min_count
-        )
+        config.corpus.settings()
     except CorpusError as error:
         problems.append(f"corpus: {error}")
     return problems

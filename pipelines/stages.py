@@ -13,24 +13,29 @@ def build_corpus(config: PipelineConfig, out: Path) -> str:
     """Mine and embed the entities."""
     from corpus_builder.build import Inputs
     from corpus_builder.build import build_corpus as build
-    from corpus_builder.config import CorpusConfig
 
     section = config.corpus
     inputs = Inputs(
         labels=section.labels,
         captions=section.captions,
+        expansions=tuple(section.expansions),
+        descriptions=section.descriptions,
         label_column=section.label_column,
         caption_column=section.caption_column,
         nltk_data=config.nltk_data,
+        allow=section.allow,
+        deny=section.deny,
     )
-    mining = CorpusConfig(
-        taggers=section.taggers,
-        spacy_model=section.spacy_model,
-        strategy=section.strategy,
-        body_parts=section.body_parts,
-        min_count=section.min_count,
+    report = build(
+        inputs,
+        section.settings(),
+        config.model,
+        config.pretrained,
+        out,
+        device=config.device,
+        processes=section.processes,
+        force=True,
     )
-    report = build(inputs, mining, config.model, config.pretrained, out, device=config.device, force=True)
     counts = report.manifest["counts"]
     dropped = ", ".join(f"{reason} {n}" for reason, n in counts["dropped"].items()) or "none"
     return f"{report.manifest['entities']} entities from {counts['mentions']} mentions (dropped: {dropped})"

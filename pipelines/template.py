@@ -16,6 +16,7 @@ device: auto
 corpus:                    # which entities regions may be aligned with
   labels: labels.csv       # txt, csv or json; their nouns become entities
   # captions: captions.txt
+  # related: 5               # things that WordNet relates, per label; expansions: [cues.json] for a language model's
   taggers: both            # spacy and nltk; `alt doctor` says what they need
   spacy_model: en_core_web_sm
 

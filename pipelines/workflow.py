@@ -195,9 +195,10 @@ def _corpus_step(config: PipelineConfig, layout: Layout) -> Step:
     def key() -> Any:
         from corpus_builder import __version__
 
-        inputs = [file_sha256(path) for path in (section.labels, section.captions) if path]
+        inputs = [file_sha256(path) for path in section.files().values()]
         nltk_data = folder_listing(config.nltk_data) if config.nltk_data else None
-        return [__version__, section.model_dump(mode="json"), inputs, _model_key(config), nltk_data]
+        settings = section.model_dump(mode="json", exclude={"processes"})
+        return [__version__, settings, inputs, _model_key(config), nltk_data]
 
     def work() -> str:
         from pipelines import stages

@@ -135,6 +135,32 @@ def test_missing_inputs_are_found_before_anything_runs() -> None:
     assert "alignments.videos: there is no" in text and "did you mean 'nltk'?" in text
 
 
+def test_every_setting_of_the_corpus_reaches_its_stage(tmp_path: Path) -> None:
+    (tmp_path / "cues.json").write_text("{}")
+    told = {
+        "labels": "labels.txt",
+        "related": 3,
+        "size": 9,
+        "merge_above": 0.9,
+        "max_words": 2,
+        "processes": 2,
+    }
+    told |= {"sources": ["related", "label"], "expansions": ["cues.json"], "deny": "deny.txt"}
+    section = check_config(raw() | {"corpus": told}, tmp_path, inputs=False).corpus
+    settings = section.settings()
+    assert (settings.related, settings.size, settings.merge_above, settings.max_words) == (3, 9, 0.9, 2)
+    assert settings.sources == ("label", "related")
+    root = tmp_path.resolve()
+    assert section.files() == {
+        "labels": root / "labels.txt",
+        "deny": root / "deny.txt",
+        "expansions.0": root / "cues.json",
+    }
+    assert "corpus.deny: there is no" in problems(raw() | {"corpus": told}, inputs=True)
+    wrong = raw() | {"corpus": {"labels": "labels.txt", "sources": ["lable"]}}
+    assert "corpus: --sources is 'lable'" in problems(wrong, inputs=True)
+
+
 def test_a_corpus_needs_something_to_mine() -> None:
     assert "nothing to mine" in problems(raw() | {"corpus": {}}, inputs=True)
 
