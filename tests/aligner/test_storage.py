@@ -110,7 +110,9 @@ def test_a_video_that_vanishes_costs_itself(settings: Callable, own_clips: Path)
     assert run.run_shard(job, 0)["counts"] == {"planned": 4, "ok": 3, "failed": 1}
     row = artifact.read_failures(settings().out, 0)[0]
     assert (row["video_id"], row["stage"], row["error"]) == ("1.mp4", "open", "missing")
-    with pytest.raises(ChangedSettings, match="videos: 0 added, 1 removed"):
+    with pytest.raises(
+        ChangedSettings, match="1 videos of the plan were removed and 0 changed:\n  removed: 1.mp4"
+    ):
         run.prepare(settings(videos=own_clips, videos_per_shard=4))
 
 
@@ -121,7 +123,7 @@ def test_inputs_that_vanish_as_a_whole_lose_nothing(
     run.run(config)
     before = files(config.out)
     own_clips.rename(tmp_path / "elsewhere")
-    with pytest.raises(AlignerError, match="does not exist; give a folder of videos or a manifest"):
+    with pytest.raises(AlignerError, match="does not exist; give a folder of videos, tars or a manifest"):
         run.run(config)
     assert files(config.out) == before and verify(config.out) == []
     assert run.run(settings(videos=tmp_path / "elsewhere")).skipped_shards == 2
