@@ -30,7 +30,7 @@ from corpus_builder import artifact, reuse, search
 from corpus_builder.build import Inputs, Say, build_corpus
 from corpus_builder.config import CorpusConfig, CorpusError, did_you_mean
 from corpus_builder.embed import OpenClip
-from corpus_builder.index import GPU_HITS, check_belongs, on_gpu, read_index
+from corpus_builder.index import GPU_HITS, on_gpu
 from corpus_builder.pictures import read_image
 from corpus_builder.search import Hit, Query
 
@@ -101,9 +101,7 @@ class Corpus:
 
     @cached_property
     def _index(self) -> Any:
-        index = read_index(self.folder / artifact.INDEX)
-        check_belongs(index, self.embeddings, f"'{self.folder}'")
-        return index
+        return search.index_of(self._artifact)
 
     @cached_property
     def _gpu_index(self) -> Any:

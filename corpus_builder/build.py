@@ -38,6 +38,7 @@ from corpus_builder.sources import (
     read_descriptions,
     read_expansions,
     read_labels,
+    require_file,
 )
 from corpus_builder.tables import candidate_table, entity_table, merge_table, sense_table, with_embeddings
 from corpus_builder.taggers import Tagger, load_taggers
@@ -133,12 +134,15 @@ def mine_corpus(
     labels = _read_labels(inputs)
     _check_sources(config.sources, inputs, labels)
     descriptions = read_descriptions(inputs.descriptions) if inputs.descriptions else {}
+    if inputs.captions is not None:
+        require_file(inputs.captions, "--captions")
     say("loading WordNet and the taggers")
     lexicon = open_lexicon(inputs.nltk_data)
     taggers = load_taggers(config, lexicon, inputs.nltk_data)
     choose = load_chooser(lexicon, config, device, encoder)
     allow = _read_list(inputs.allow, "--allow", lexicon)
     deny = _read_list(inputs.deny, "--deny", lexicon)
+    facts = input_facts(inputs, lexicon)
     limits = Limits(config.max_words, config.min_letters, allow.phrases, deny.phrases)
     counter: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
@@ -147,7 +151,7 @@ def mine_corpus(
         say("mining captions")
         captions = iter_captions(inputs.captions, inputs.caption_column)
         loaded = LoadedMiner(taggers, lexicon, limits)
-        kept = Work.open(work, _work_facts(inputs, loaded, config)) if work else Work()
+        kept = Work.open(work, _work_facts(facts, inputs.caption_column, loaded, config)) if work else Work()
         miner = Miner(config, inputs.nltk_data, limits)
         tally = tally_captions(captions, miner, loaded, kept, processes, say)
         counter["mentions"] += tally.captions
@@ -160,7 +164,6 @@ def mine_corpus(
     covered = {item.label for item in found if item.candidate.kept}
     uncovered = tuple(label.label for label in labels.labels if label.label not in covered)
     versions = [tagger.version for tagger in taggers if hasattr(tagger, "version")]
-    facts = input_facts(inputs, lexicon)
     spacy_model = versions[0] if versions else None
     report = MineReport(
         tuple(found), counter["mentions"], uncovered, facts, spacy_model, skipped, descriptions
@@ -425,16 +428,17 @@ def _read_list(path: Path | None, option: str, lexicon: Lexicon) -> WordList:
     return listed
 
 
-def _work_facts(inputs: Inputs, loaded: LoadedMiner, config: CorpusConfig) -> dict[str, Any]:
-    """What decides the tallies of the captions' chunks."""
-    assert inputs.captions is not None
+def _work_facts(
+    facts: Mapping[str, Any], column: str | None, loaded: LoadedMiner, config: CorpusConfig
+) -> dict[str, Any]:
+    """What decides the tallies of the captions' chunks; ``facts`` are those of the inputs."""
     return {
         "package": f"corpus_builder {__version__}",
-        "captions": artifact.file_input(inputs.captions),
-        "column": inputs.caption_column,
+        "captions": facts["captions"],
+        "column": column,
         "taggers": config.taggers,
         "versions": [getattr(tagger, "version", tagger.name) for tagger in loaded.taggers],
-        "wordnet": loaded.lexicon.sha256(),
+        "wordnet": facts[artifact.WORDNET]["sha256"],
         "words": [loaded.limits.max_words, loaded.limits.min_letters],
         "allow": sorted(loaded.limits.allow),
         "deny": sorted(loaded.limits.deny),
@@ -492,5 +496,9 @@ def input_facts(inputs: Inputs, lexicon: Lexicon) -> dict[str, Any]:
     facts: dict[str, Any] = {
         name: artifact.file_input(path) for name, path in files.items() if path is not None
     }
-    facts[artifact.WORDNET] = {"file": "data.noun", "sha256": lexicon.sha256()}
-    return facts
+    return facts | wordnet_facts(lexicon)
+
+
+def wordnet_facts(lexicon: Lexicon) -> dict[str, dict[str, str]]:
+    """A manifest's ``inputs`` entry for WordNet."""
+    return {artifact.WORDNET: {"file": "data.noun", "sha256": lexicon.sha256()}}

@@ -13,8 +13,7 @@ from corpus_builder import artifact
 from corpus_builder.artifact import Artifact
 from corpus_builder.build import Inputs, Say, mine_corpus
 from corpus_builder.config import DEFAULT_TEMPLATES, CorpusConfig, CorpusError, did_you_mean
-from corpus_builder.index import check_belongs, read_index, search
-from corpus_builder.search import encoder_of
+from corpus_builder.search import encoder_of, index_of, nearest
 from corpus_builder.sources import Label, read_labels
 from corpus_builder.templates import load_templates
 
@@ -154,16 +153,12 @@ def cover(
     for row in table["labels"].to_pylist():
         for label in listed.keys() & set(row):
             listed[label] += 1
-    nearest = None if vectors is None else dict(zip(labels, _nearest(corpus, vectors), strict=True))
-    return Coverage(len(table), held, missing, listed, nearest)
+    near = None if vectors is None else dict(zip(labels, _nearest(corpus, vectors), strict=True))
+    return Coverage(len(table), held, missing, listed, near)
 
 
 def _nearest(corpus: Artifact, vectors: Float[np.ndarray, "labels dim"]) -> list[Nearest]:
-    index = read_index(corpus.folder / artifact.INDEX)
-    check_belongs(index, corpus.embeddings, f"'{corpus.folder}'")
-    hits = search(index, vectors, 1)
-    names = corpus.table["name"].to_pylist()
-    return [Nearest(names[int(i)], float(s)) for i, s in zip(hits.ids[:, 0], hits.scores[:, 0], strict=True)]
+    return [Nearest(hit.name, hit.cosine) for [hit] in nearest(corpus, index_of(corpus), vectors, 1)]
 
 
 def _vectors(

@@ -294,7 +294,8 @@ def _derive(
     ``told`` is the operation, ``inputs`` and ``counts`` what the manifest is to hold beside parents and sizes.
     """
     if space is None:
-        vectors = np.stack([parents[parent].embeddings[number] for parent, number in places])
+        matrices = [parent.embeddings for parent in parents]
+        vectors = np.stack([matrices[parent][number] for parent, number in places])
         lay = artifact.read_model_location(parents[0].folder)
         space = Space(vectors, parents[0].manifest["model"], lay)
     rows = [row | {"entity_id": number} for number, row in enumerate(rows)]

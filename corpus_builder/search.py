@@ -11,7 +11,7 @@ from PIL.Image import Image
 from corpus_builder import artifact
 from corpus_builder.config import CorpusError
 from corpus_builder.embed import OpenClip, choose_device, is_published, load_text_encoder
-from corpus_builder.index import search
+from corpus_builder.index import check_belongs, read_index, search
 from corpus_builder.pictures import read_frame, read_image
 
 COLUMNS = ("entity_id", "key", "name", "kind", "source", "sense", "gloss")
@@ -65,6 +65,13 @@ class Query:
         if self.video is not None and self.at is not None:
             return read_frame(self.video, self.at)
         return str(self.text)
+
+
+def index_of(corpus: artifact.Artifact) -> Any:
+    """The FAISS index of a corpus; raises :class:`CorpusError` if it is of another table."""
+    index = read_index(corpus.folder / artifact.INDEX)
+    check_belongs(index, corpus.embeddings, f"'{corpus.folder}'")
+    return index
 
 
 def nearest(

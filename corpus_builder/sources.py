@@ -132,7 +132,7 @@ def read_labels(path: Path, column: str | None = None) -> LabelFile:
     dict from name to phrases.
     Raises :class:`CorpusError` on a missing, empty or unreadable file, an unknown column, or duplicates.
     """
-    _require_file(path, "--labels")
+    require_file(path, "--labels")
     expansions: dict[str, tuple[str, ...]] = {}
     suffix = path.suffix.lower()
     if suffix == ".json":
@@ -155,7 +155,7 @@ def read_expansions(path: Path, labels: Sequence[Label]) -> dict[str, tuple[str,
 
     Raises :class:`CorpusError` if a key is neither a label nor an id of ``labels``.
     """
-    _require_file(path, "--expansions")
+    require_file(path, "--expansions")
     data = _load_json(path)
     if not isinstance(data, dict) or not data:
         raise CorpusError(
@@ -179,7 +179,7 @@ def read_descriptions(path: Path) -> dict[str, str]:
     A value is a text, or a dict with the text of ``sentence``, ``looks`` or both (see :mod:`corpus_builder.describe`).
     Raises :class:`CorpusError` if the file is none, or if two keys are one phrase.
     """
-    _require_file(path, "--descriptions")
+    require_file(path, "--descriptions")
     data = _load_json(path)
     if not isinstance(data, dict) or not data:
         raise CorpusError(
@@ -212,7 +212,7 @@ def list_rows(path: Path, column: str | None = None) -> Iterator[tuple[str, str 
     or from word to description.
     Raises :class:`CorpusError` on a missing, empty or unreadable file, or an unknown column.
     """
-    _require_file(path, "WORDS")
+    require_file(path, "WORDS")
     suffix = path.suffix.lower()
     if suffix == ".txt":
         rows: Iterable[_Row] = _text_rows(path)
@@ -264,7 +264,8 @@ def label_mentions(file: LabelFile) -> list[Mention]:
     return mentions
 
 
-def _require_file(path: Path, option: str) -> None:
+def require_file(path: Path, option: str) -> None:
+    """Raise :class:`CorpusError` naming ``option`` unless there is such a file with something in it."""
     if not path.is_file():
         raise CorpusError(f"{option} {path}: no such file")
     if path.stat().st_size == 0:
@@ -284,7 +285,7 @@ def _as_caption(text: str) -> tuple[str | None, str | None]:
 
 
 def _caption_rows(path: Path, column: str | None) -> Iterator[_Row]:
-    _require_file(path, "--captions")
+    require_file(path, "--captions")
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return _parquet_rows(path, column, CAPTION_COLUMNS, "--captions", "--caption-column")

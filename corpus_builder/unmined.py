@@ -8,7 +8,7 @@ from typing import Any
 
 from corpus_builder import artifact
 from corpus_builder.artifact import Artifact
-from corpus_builder.build import MineReport, Say, publish
+from corpus_builder.build import MineReport, Say, publish, wordnet_facts
 from corpus_builder.config import CorpusConfig, CorpusError
 from corpus_builder.control import Draw, Reference, draw
 from corpus_builder.senses import load_chooser
@@ -149,11 +149,6 @@ def reference_of(corpora: Sequence[Artifact]) -> Reference:
     names |= {name for corpus in corpora for row in corpus.table["aliases"].to_pylist() for name in row}
     lexnames = Counter(filter(None, corpora[0].table["lexname"].to_pylist())) if corpora else Counter()
     return Reference(frozenset(keys), frozenset(names), lexnames)
-
-
-def wordnet_facts(lexicon: Lexicon) -> dict[str, dict[str, str]]:
-    """A manifest's ``inputs`` entry for WordNet."""
-    return {"wordnet": {"file": "data.noun", "sha256": lexicon.sha256()}}
 
 
 def _encoder(model: str, pretrained: str | None, out: Path, device: str, force: bool) -> tuple[Any, Any]:
