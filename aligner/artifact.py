@@ -24,13 +24,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from aligner import __version__
 from aligner.config import AlignerError, did_you_mean
 
 ARTIFACT = "alignments"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+# The first version whose rows tell their view.
+WITH_VIEWS = 3
 PACKAGE = f"aligner {__version__}"
 
 MANIFEST = "manifest.json"
@@ -65,7 +68,7 @@ _LEFT_BY_START = re.compile(rf"{_START}|\.(?:manifest\.json|{_START})\.[0-9a-f]+
 _LEFT_BY_RUN = re.compile(rf"{_SHARD}|\.(?:manifest\.json|{_START}|{_SHARD})\.[0-9a-f]+\.tmp")
 
 # The order of the rows of a shard.
-SORTED_BY = ("video_id", "frame_index", "region_index")
+SORTED_BY = ("video_id", "view", "frame_index", "region_index")
 
 # A row group is closed at the first video boundary past this many bytes of embeddings.
 ROW_GROUP_BYTES = 16 << 20
@@ -118,12 +121,18 @@ def poison_name(shard: int) -> str:
     return f"poison-{shard:05d}.json"
 
 
-def shard_schema(dim: int, patches: int, top_k: int, fingerprint: str) -> pa.Schema:
-    """Schema of the region rows; units and conventions travel in the metadata of the fields."""
-    unit = {"unit": "fraction of the model's square crop"}
+def shard_schema(
+    dim: int, patches: int, top_k: int, fingerprint: str, version: int = SCHEMA_VERSION
+) -> pa.Schema:
+    """Schema of the region rows; units and conventions travel in the metadata of the fields.
+
+    Versions before 3 have a single view and no column for it.
+    """
+    unit = {"unit": "fraction of the view's crop"}
     columns = [
         ("video_id", pa.string(), {"about": "key of videos.parquet"}),
-        ("frame_index", pa.int32(), {"about": "position among the sampled frames"}),
+        ("view", pa.int16(), {"about": "place in the manifest's table of views"}),
+        ("frame_index", pa.int32(), {"about": "position among the sampled frames of the view"}),
         ("time_s", pa.float64(), {"unit": "seconds", "about": "timestamp in the file"}),
         ("region_index", pa.int16(), {"about": "0 class token, then merged regions in encoder order"}),
         ("patches", pa.int16(), {"about": "patches in the region, 0 for the class token"}),
@@ -136,8 +145,12 @@ def shard_schema(dim: int, patches: int, top_k: int, fingerprint: str) -> pa.Sch
         ("embedding", pa.binary(2 * dim), {"dtype": "<f2", "dim": str(dim), "about": "unit length"}),
         ("norm", pa.float32(), {"about": "length of the embedding before normalising"}),
     ]
-    fields = [pa.field(name, kind, False, metadata) for name, kind, metadata in columns]
-    return pa.schema(fields, {"schema_version": str(SCHEMA_VERSION), "fingerprint": fingerprint})
+    fields = [
+        pa.field(name, kind, False, metadata)
+        for name, kind, metadata in columns
+        if version >= WITH_VIEWS or name != "view"
+    ]
+    return pa.schema(fields, {"schema_version": str(version), "fingerprint": fingerprint})
 
 
 def _list(kind: pa.DataType, size: int) -> pa.DataType:
@@ -147,8 +160,9 @@ def _list(kind: pa.DataType, size: int) -> pa.DataType:
 
 @dataclass(frozen=True)
 class VideoRows:
-    """Region rows of one video, in order of frame and region (n rows)."""
+    """Region rows of one video, in order of view, frame and region (n rows)."""
 
+    view: np.ndarray  # [n] int16
     frame_index: np.ndarray  # [n] int32
     time_s: np.ndarray  # [n] float64
     region_index: np.ndarray  # [n] int16
@@ -234,9 +248,8 @@ def _table(video_id: str, rows: VideoRows, schema: pa.Schema) -> pa.Table:
         "embedding": _fixed_binary(rows.embedding.astype("<f2")),
     }
     flat = {"cx": cx, "cy": cy, "x0": x0, "y0": y0, "x1": x1, "y1": y1}
-    flat |= {
-        name: getattr(rows, name) for name in ("frame_index", "time_s", "region_index", "patches", "norm")
-    }
+    plain = ("view", "frame_index", "time_s", "region_index", "patches", "norm")
+    flat |= {name: getattr(rows, name) for name in plain}
     columns |= {name: pa.array(values, schema.field(name).type) for name, values in flat.items()}
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
@@ -535,7 +548,18 @@ def damaged_files(out: Path, manifest: dict[str, Any]) -> list[str]:
 def schema_of(manifest: dict[str, Any]) -> pa.Schema:
     """Schema that the shards of this manifest have."""
     sizes = manifest["dim"], manifest["patches"], manifest["config"]["top_k"]
-    return shard_schema(*sizes, manifest.get("settings_fingerprint", manifest["fingerprint"]))
+    fingerprint = manifest.get("settings_fingerprint", manifest["fingerprint"])
+    return shard_schema(*sizes, fingerprint, manifest["schema_version"])
+
+
+def view_count(manifest: dict[str, Any]) -> int:
+    """Views of every video; one in versions before 3."""
+    return len(manifest.get("views", [None]))
+
+
+def first_view(rows: pa.Table) -> pa.Table:
+    """Of the rows of one video those of view 0: the first draw or clip through the middle crop."""
+    return rows.filter(pc.equal(rows["view"], 0)) if "view" in rows.column_names else rows
 
 
 def read_videos(out: Path) -> pa.Table:

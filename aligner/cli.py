@@ -76,7 +76,25 @@ AllowChanged = Annotated[
         help="Go on though planned videos were removed or changed; redo their shards.",
     ),
 ]
-Frames = Annotated[int, typer.Option(help="Frames per video, the middle of equal segments of its duration.")]
+Frames = Annotated[int, typer.Option(help="Frames per view of a video.")]
+Sampled = Annotated[
+    str,
+    typer.Option(
+        help="Which frames: uniform (the middle of equal segments), tsn (a random place in each) or dense "
+        "(neighbours, --stride apart)."
+    ),
+]
+Draws = Annotated[int, typer.Option(help="Random draws of tsn, each a view.")]
+Stride = Annotated[
+    int | None,
+    typer.Option(help="Frames of the video from one frame of dense to the next.", show_default=False),
+]
+Clips = Annotated[int, typer.Option(help="Clips of uniform or dense, evenly placed, each a view.")]
+Crops = Annotated[int, typer.Option(help="Crops of each clip, each a view: 1, or 3 along the longer side.")]
+Seed = Annotated[int, typer.Option(help="Seed of the random draws of tsn.")]
+Colours = Annotated[
+    str, typer.Option(help="Mean and deviation of colours: model (its weights' own), clip or imagenet.")
+]
 Merge = Annotated[
     Any,
     typer.Option(
@@ -157,6 +175,13 @@ def run(
     out: Out,
     pretrained: Pretrained = None,
     frames: Frames = AlignConfig.frames,
+    sampling: Sampled = AlignConfig.sampling,
+    draws: Draws = AlignConfig.draws,
+    stride: Stride = AlignConfig.stride,
+    clips: Clips = AlignConfig.clips,
+    crops: Crops = AlignConfig.crops,
+    seed: Seed = AlignConfig.seed,
+    colours: Colours = AlignConfig.colours,
     merge: Merge = AlignConfig.merge,
     top_k: TopK = AlignConfig.top_k,
     num_shards: Annotated[
@@ -207,6 +232,13 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="Alignments folder; not needed with --dry-run.")] = None,
     pretrained: Pretrained = None,
     frames: Frames = AlignConfig.frames,
+    sampling: Sampled = AlignConfig.sampling,
+    draws: Draws = AlignConfig.draws,
+    stride: Stride = AlignConfig.stride,
+    clips: Clips = AlignConfig.clips,
+    crops: Crops = AlignConfig.crops,
+    seed: Seed = AlignConfig.seed,
+    colours: Colours = AlignConfig.colours,
     merge: Merge = AlignConfig.merge,
     top_k: TopK = AlignConfig.top_k,
     proportional_attention: Proportional = AlignConfig.proportional_attention,
@@ -329,7 +361,8 @@ def inspect(
     for line in found:
         names = ", ".join(f"{name} {score:.3f}" for name, score in line.entities)
         place = "whole frame" if line.region == 0 else f"region {line.region:3d} ({line.patches:3d} patches)"
-        typer.echo(f"{line.frame:3d}  {line.time_s:8.2f} s  {place:26s}  {names}")
+        view = f"view {line.view}  " if found[-1].view else ""
+        typer.echo(f"{view}{line.frame:3d}  {line.time_s:8.2f} s  {place:26s}  {names}")
 
 
 def _print_counts(counts: dict[str, Any], as_json: bool) -> None:

@@ -19,7 +19,11 @@ PRECISIONS = ("fp32", "bf16")
 # What replaces the last block's attention for the regions, see encoder.mix.
 DENSE = ("none", "value", "self")
 AUTO = "auto"
-SAMPLING = "middle-of-segments"
+# How frames are chosen in time, see views.Sampling; the first is the default.
+SAMPLINGS = (UNIFORM, TSN, DENSE_SAMPLING) = ("uniform", "tsn", "dense")
+CROPS = (1, 3)
+# Mean and deviation that colours are normalised with: what the model's weights say, CLIP's, or ImageNet's.
+COLOURS = ("model", "clip", "imagenet")
 
 
 class AlignerError(ValueError):
@@ -53,8 +57,22 @@ class AlignConfig:
     model: str
     # Weights of a built-in model: an open_clip tag, a file, or `none` for random weights.
     pretrained: str | None = None
-    # Frames sampled from each video (T), the middle of T equal segments.
+    # Frames of each view (T).
     frames: int = 8
+    # `uniform` (the middle of T equal segments), `tsn` (a random place in each) or `dense` (neighbours).
+    sampling: str = UNIFORM
+    # Random draws of `tsn`, each a view.
+    draws: int = 1
+    # Frames from one frame of `dense` to the next.
+    stride: int | None = None
+    # Clips of `uniform` or `dense`, evenly placed, each a view.
+    clips: int = 1
+    # Crops of every frame, each a view: the middle, or three along the longer side.
+    crops: int = 1
+    # Seed of the draws.
+    seed: int = 0
+    # Colour statistics: `model` (those of its weights, CLIP's for CLIPs), `clip` or `imagenet`.
+    colours: str = "model"
     # Token pairs merged in every encoder block (ToMe's r); 0 keeps every patch as a region; `auto` scales r with
     # the number of patches (see merging.automatic_merge).
     merge: int | str = 8
@@ -114,10 +132,11 @@ class AlignConfig:
                 raise AlignerError(f"{_option(name)} must be at least {least}, got {value}")
         if not self.video_seconds > 0:
             raise AlignerError(f"--video-seconds must be above 0, got {self.video_seconds}")
-        if self.precision not in PRECISIONS:
-            raise AlignerError(f"--precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if self.dense not in DENSE:
-            raise AlignerError(f"--dense must be one of {', '.join(DENSE)}, got {self.dense!r}")
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                known = ", ".join(map(str, choices))
+                raise AlignerError(f"{_option(name)} must be one of {known}, got {value!r}")
+        self._check_views()
         if not 0 < self.frame_rate < float("inf"):
             raise AlignerError(f"--frame-rate must be above 0, got {self.frame_rate}")
         if self.shards is not None:
@@ -127,9 +146,30 @@ class AlignConfig:
                 f"--shard-index must be below --num-shards {self.num_shards}, got {self.shard_index}"
             )
 
+    def _check_views(self) -> None:
+        if (self.sampling == DENSE_SAMPLING) != (self.stride is not None):
+            raise AlignerError(
+                f"--stride is for --sampling dense, which needs it; got --sampling {self.sampling} and "
+                + (f"--stride {self.stride}" if self.stride is not None else "no --stride")
+            )
+        if self.sampling != TSN and self.draws > 1:
+            raise AlignerError(f"--draws is for --sampling tsn, got --sampling {self.sampling}; use --clips")
+        if self.sampling == TSN and self.clips > 1:
+            raise AlignerError("--clips is not for --sampling tsn, whose views in time are --draws")
 
+
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "precision": PRECISIONS,
+    "dense": DENSE,
+    "sampling": SAMPLINGS,
+    "crops": CROPS,
+    "colours": COLOURS,
+}
 _LEAST = {
     "frames": 1,
+    "draws": 1,
+    "stride": 1,
+    "clips": 1,
     "merge": 0,
     "top_k": 1,
     "videos_per_shard": 1,

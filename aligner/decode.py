@@ -1,18 +1,19 @@
 """Sampled frames of a video file with PyAV: by timestamp, frame-exact, rotated upright.
 
-The span of the video stream is cut into T equal segments; a sample is the frame on display at the middle of
-its segment (as X-CLIP and ViFi-CLIP sample). A video with fewer frames than T repeats the frames on
-display. Frames that lie between the samples are skipped by seeking when a keyframe allows it: damage there
-goes unseen and does no harm, while damage on the way to a sample fails the whole video (no partial
-decoding).
+A sample is the frame on display at a moment of the video stream; ``views.py`` says at which moments, by default
+at the middle of T equal segments (as X-CLIP and ViFi-CLIP sample). A video with fewer frames than T repeats the
+frames on display. However many views a video has, it is decoded once. Frames that lie between the samples are
+skipped by seeking when a keyframe allows it: damage there goes unseen and does no harm, while damage on the way
+to a sample fails the whole video (no partial decoding).
 """
 
 import math
 import os
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from io import IOBase
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from PIL import Image, ImageOps
 
 from aligner.config import AlignerError
 from aligner.sources import Source, pictures_of
+from aligner.views import Sampling
 
 # The versions belong to the fingerprint of a run: decoders may differ in frames and colours.
 DECODER = f"pyav {av.__version__}"
@@ -62,7 +64,14 @@ class Frame:
 
     index: int
     time_s: float
-    rgb: np.ndarray  # [height, width, 3]
+    rgb: np.ndarray  # [height, width, 3], or what ``prepare`` made of that
+
+
+Prepare = Callable[[np.ndarray], np.ndarray]
+
+
+def _as_it_is(rgb: np.ndarray) -> np.ndarray:
+    return rgb
 
 
 @dataclass(frozen=True)
@@ -81,11 +90,10 @@ class Timeline:
     seekable: bool
     ordered: bool = True
 
-    def targets(self, count: int) -> list[int]:
-        """Times of the frames on display in the middle of ``count`` equal segments."""
+    def shown(self, moments: list[Fraction]) -> list[int]:
+        """Times of the frames on display at moments in [0, 1) of the span."""
         start, span = self.times[0], self.end - self.times[0]
-        middles = (start + (2 * i + 1) * span // (2 * count) for i in range(count))
-        return [self.times[bisect_right(self.times, middle) - 1] for middle in middles]
+        return [self.times[bisect_right(self.times, start + int(m * span)) - 1] for m in moments]
 
     def place(self, time: int) -> int:
         """How many frames come before ``time``."""
@@ -98,10 +106,25 @@ class Timeline:
 
 
 def sample_frames(path: Path | Source, count: int, limit_s: float = math.inf) -> list[Frame]:
-    """``count`` frames of the first video stream, or of a folder of pictures.
+    """``count`` frames of the first video stream, or of a folder of pictures, from the middle of equal segments.
 
-    ``limit_s`` seconds are looked at between packets and frames; a hang within one takes a child process to
-    get out of (``children.py``).
+    ``limit_s`` and errors are those of ``sample_views``.
+    """
+    return sample_views(path, Sampling(count), limit_s=limit_s)[0]
+
+
+def sample_views(
+    path: Path | Source,
+    sampling: Sampling,
+    video_id: str = "",
+    limit_s: float = math.inf,
+    prepare: Prepare = _as_it_is,
+) -> list[list[Frame]]:
+    """The frames of every draw or clip of a sampling, from one pass over the video.
+
+    ``video_id`` is what random draws depend on. ``prepare`` is what becomes of a picture as soon as it is
+    decoded, so that no more than one lies in memory as large as it was. ``limit_s`` seconds are looked at between
+    packets and frames; a hang within one takes a child process to get out of (``children.py``).
 
     Raises:
         DecodeError: the file is missing, empty, no video, truncated or broken on the way to a sample, or took
@@ -109,11 +132,12 @@ def sample_frames(path: Path | Source, count: int, limit_s: float = math.inf) ->
     """
     deadline = Deadline(limit_s)
     if isinstance(path, Source) and path.frame_rate is not None:
-        return _sample_pictures(path, count, deadline)
+        return _sample_pictures(path, sampling, video_id, deadline, prepare)
     with open_video(path) as container:
         timeline = read_timeline(container, deadline)
     try:
-        return _sample(path, timeline, count, deadline)
+        targets = [timeline.shown(m) for m in sampling.moments(video_id, len(timeline.times))]
+        return _sample(path, timeline, targets, deadline, prepare)
     except av.FFmpegError as error:
         raise DecodeError("broken", f"decoding failed: {error.strerror}", "decode") from error
 
@@ -239,20 +263,26 @@ def _check_length(container: InputContainer, packets: int, last_s: float) -> Non
 
 
 def _sample(
-    path: Path | Source, timeline: Timeline, count: int, deadline: Deadline | None = None
-) -> list[Frame]:
-    targets = timeline.targets(count)
+    path: Path | Source, timeline: Timeline, targets: list[list[int]], deadline: Deadline, prepare: Prepare
+) -> list[list[Frame]]:
+    """Per view the frames at its targets, which are times of the timeline; each is decoded once."""
     pictures: dict[int, Frame] = {}
     reformatter = VideoReformatter()
-    with _Reader(path, timeline, deadline or Deadline()) as reader:
-        for target in sorted(set(targets)):
+    with _Reader(path, timeline, deadline) as reader:
+        for target in sorted({target for view in targets for target in view}):
             frame, at = reader.frame_at(target)
             rgb = reformatter.reformat(frame, format="rgb24").to_ndarray()
-            pictures[target] = Frame(0, float(at * reader.time_base), upright(rgb, frame.rotation))
-    return [replace(pictures[target], index=index) for index, target in enumerate(targets)]
+            pictures[target] = Frame(0, float(at * reader.time_base), prepare(upright(rgb, frame.rotation)))
+    return _in_order(targets, pictures)
 
 
-def _sample_pictures(folder: Source, count: int, deadline: Deadline) -> list[Frame]:
+def _in_order(targets: list[list[int]], pictures: dict[int, Frame]) -> list[list[Frame]]:
+    return [[replace(pictures[target], index=index) for index, target in enumerate(view)] for view in targets]
+
+
+def _sample_pictures(
+    folder: Source, sampling: Sampling, video_id: str, deadline: Deadline, prepare: Prepare
+) -> list[list[Frame]]:
     """Pictures of a folder as if they were the frames of a video of constant rate, the first at 0 s."""
     try:
         names = pictures_of(os.listdir(folder.place))
@@ -260,10 +290,14 @@ def _sample_pictures(folder: Source, count: int, deadline: Deadline) -> list[Fra
         raise DecodeError("missing", f"no folder of pictures: {error.strerror}") from error
     if not names:
         raise DecodeError("no_frames", "the folder holds no picture")
-    places = Timeline(list(range(len(names))), [0], len(names), True).targets(count)
-    pictures = {place: _picture(Path(folder.place, names[place]), deadline) for place in sorted(set(places))}
+    timeline = Timeline(list(range(len(names))), [0], len(names), True)
+    targets = [timeline.shown(moments) for moments in sampling.moments(video_id, len(names))]
     rate = folder.frame_rate or 1.0
-    return [Frame(index, place / rate, pictures[place]) for index, place in enumerate(places)]
+    pictures = {
+        place: Frame(0, place / rate, prepare(_picture(Path(folder.place, names[place]), deadline)))
+        for place in sorted({place for view in targets for place in view})
+    }
+    return _in_order(targets, pictures)
 
 
 def _picture(path: Path, deadline: Deadline) -> np.ndarray:

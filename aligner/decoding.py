@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from aligner import decode
 from aligner.config import AlignerError
 from aligner.pixels import Cutter
 from aligner.sources import Source, as_json, from_json
+from aligner.views import Sampling
 
 # The child finds this package where the parent did, after everything that it finds by itself.
 START = "import sys; sys.path.append(sys.argv.pop(1)); from aligner.decoding import main; main()"
@@ -42,11 +43,15 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of a video, cut to the model's size, with their timestamps; ``seconds`` is what it took."""
+    """Frames of a video, view by view, cut to the model's size, with their timestamps.
+
+    ``seconds`` is what it took, ``views`` into how many views of equally many frames they fall.
+    """
 
     crops: np.ndarray  # [frames, height, width, 3] uint8
     times_s: np.ndarray  # [frames] float64
     seconds: float
+    views: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,17 +76,18 @@ class Decoder:
         self.process: subprocess.Popen[bytes] | None = None
         self.closed = False
 
-    def read(self, path: Path | Source, count: int) -> Clip | NoClip:
-        """``count`` frames of a video, or why there are none.
+    def read(self, path: Path | Source, sampling: Sampling, video_id: str) -> Clip | NoClip:
+        """The frames of a video in all its views, or why there are none.
 
         Raises:
             AlignerError: no child can be started: the installation is at fault, not the video.
         """
         how = ""
+        request = {"video": as_json(path), "video_id": video_id, "sampling": asdict(sampling)}
         for _ in range(TRIES):
             process, start = self._running(), time.monotonic()
             try:
-                return self._ask(process, {"video": as_json(path), "frames": count})
+                return self._ask(process, request)
             except Died as death:
                 how = str(death)
             if time.monotonic() - start >= self.seconds:
@@ -108,7 +114,7 @@ class Decoder:
         finally:
             watchdog.cancel()
         crops = np.frombuffer(data, np.uint8).reshape(head["shape"])
-        return Clip(crops, np.array(head["times_s"], np.float64), head["seconds"])
+        return Clip(crops, np.array(head["times_s"], np.float64), head["seconds"], head["views"])
 
     def _running(self) -> subprocess.Popen[bytes]:
         """The child, started if need be; a signal while it starts is not its own doing, and it starts again."""
@@ -170,25 +176,30 @@ class Decoders:
                 decoder._bury()
 
     def ahead(
-        self, videos: Iterable[tuple[Key, Path | Source | NoClip]], frames: int, depth: int
+        self,
+        videos: Iterable[tuple[Key, Path | Source | NoClip]],
+        sampling: Sampling,
+        depth: int,
+        id_of: Callable[[Key], str] = str,
     ) -> Iterator[tuple[Key, "Future[Clip | NoClip]"]]:
         """Videos in order, at most ``depth`` of them decoded or being decoded ahead.
 
-        A video that is already known to give nothing comes as a ``NoClip`` and is passed on.
+        A video that is already known to give nothing comes as a ``NoClip`` and is passed on. ``id_of`` tells the
+        video's id, which random draws depend on.
         """
         waiting: deque[tuple[Key, Future[Clip | NoClip]]] = deque()
         for key, path in videos:
-            waiting.append((key, self.pool.submit(self._read, path, frames)))
+            waiting.append((key, self.pool.submit(self._read, path, sampling, id_of(key))))
             if len(waiting) > depth:
                 yield waiting.popleft()
         yield from waiting
 
-    def _read(self, path: Path | Source | NoClip, frames: int) -> Clip | NoClip:
+    def _read(self, path: Path | Source | NoClip, sampling: Sampling, video_id: str) -> Clip | NoClip:
         if isinstance(path, NoClip):
             return path
         decoder = self.idle.get()
         try:
-            return decoder.read(path, frames)
+            return decoder.read(path, sampling, video_id)
         finally:
             self.idle.put(decoder)
 
@@ -218,7 +229,7 @@ def _serve(request: dict[str, Any], cutter: Cutter, replies: BinaryIO) -> None:
     # Should the parent die, nobody else ends a child that is caught in a file.
     if hasattr(signal, "alarm"):
         signal.alarm(int(request["seconds"]) + 60)
-    _reply(replies, *_answer(from_json(request["video"]), request["frames"], cutter))
+    _reply(replies, *_answer(request, cutter))
 
 
 def _stand_back() -> None:
@@ -231,18 +242,27 @@ def _stand_back() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _answer(path: Path | Source, count: int, cutter: Cutter) -> tuple[dict[str, Any], bytes]:
+def _answer(request: dict[str, Any], cutter: Cutter) -> tuple[dict[str, Any], bytes]:
     start = time.perf_counter()
     try:
-        frames = decode.sample_frames(path, count)
-        crops = np.stack([cutter(frame.rgb) for frame in frames])
+        path, sampling = from_json(request["video"]), Sampling(**request["sampling"])
+        clips = decode.sample_views(path, sampling, request["video_id"], prepare=cutter.cuts)
+        # Views in their order: all crops of a clip, then the next clip.
+        frames = [
+            (frame.time_s, frame.rgb[crop])
+            for clip in clips
+            for crop in range(cutter.crops)
+            for frame in clip
+        ]
+        crops = np.stack([rgb for _, rgb in frames])
     except decode.DecodeError as error:
         return {"stage": error.stage, "error": error.reason, "message": str(error)}, b""
     except Exception as error:  # whatever a damaged file provokes must cost one video, not the run
         told = (type(error).__doc__ or "").strip().splitlines() or [""]
         return {"stage": "decode", "error": type(error).__name__, "message": told[0]}, b""
     seconds = round(time.perf_counter() - start, 4)
-    head = {"shape": crops.shape, "times_s": [frame.time_s for frame in frames], "seconds": seconds}
+    head = {"shape": crops.shape, "times_s": [time_s for time_s, _ in frames], "seconds": seconds}
+    head["views"] = len(clips) * cutter.crops
     return head, crops.tobytes()
 
 

@@ -19,6 +19,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from open_clip.constants import IMAGENET_MEAN, IMAGENET_STD, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 
 from aligner.config import AlignerError, did_you_mean
@@ -233,6 +234,16 @@ def preprocess_config(model: nn.Module) -> dict[str, Any]:
     """Size, mean, std, interpolation ... with which open_clip prepares pictures for this model."""
     known = open_clip.transform.PreprocessCfg.__dataclass_fields__
     return {key: value for key, value in _visual(model).preprocess_cfg.items() if key in known}
+
+
+def colours(name: str, preprocess: dict[str, Any]) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation by the name that ``--colours`` gives them; ``model`` are those of ``preprocess``."""
+    known = {
+        "model": (preprocess["mean"], preprocess["std"]),
+        "clip": (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD),
+        "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    }
+    return known[name]
 
 
 def _visual(model: nn.Module) -> Any:

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from aligner.config import AlignConfig, AlignerError, parse_shards
 from aligner.decoding import CRASHED, TIMEOUT, Clip, Decoders, NoClip
 from aligner.pixels import Cutter
 from aligner.progress import Progress
+from aligner.views import Sampling
 
 POLL_S = 0.2
 
@@ -87,7 +89,7 @@ class Job:
     @property
     def videos_per_pass(self) -> int:
         """Videos that fill a pass."""
-        return -(-self.frames_per_pass // self.config.frames)
+        return -(-self.frames_per_pass // (self.config.frames * artifact.view_count(self.manifest)))
 
     def cutter(self) -> Cutter:
         """How decoded pictures become the model's input."""
@@ -97,6 +99,7 @@ class Job:
             settings["resize_mode"],
             settings["interpolation"],
             settings["fill_color"],
+            settings["crops"],
         )
 
 
@@ -306,7 +309,8 @@ def video_rows(item: Item, clip: Decoded, parts: list[FrameRows]) -> Result:
         return artifact.Failure(item.video_id, "encode", "not_finite", f"{message}, the first is frame {bad}")
     columns = {column.name: getattr(rows, column.name) for column in fields(rows) if column.name != "finite"}
     return artifact.VideoRows(
-        frame_index=np.repeat(np.arange(frames, dtype=np.int32), tokens),
+        view=np.repeat(np.arange(clip.views, dtype=np.int16), frames // clip.views * tokens),
+        frame_index=np.tile(np.repeat(np.arange(frames // clip.views, dtype=np.int32), tokens), clip.views),
         time_s=np.repeat(clip.times_s, tokens),
         region_index=np.tile(np.arange(tokens, dtype=np.int16), frames),
         **{name: values.reshape(frames * tokens, *values.shape[2:]) for name, values in columns.items()},
@@ -429,7 +433,9 @@ def fill(job: Job, shards: list[int], progress: Progress, stop: Stop) -> Iterato
         ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
         Decoders(config.decode_workers, job.cutter(), config.video_seconds) as decoders,
     ):
-        videos = decoders.ahead(_sources(job, shards), config.frames, depth)
+        videos = decoders.ahead(
+            _sources(job, shards), Sampling.of(job.manifest["config"]), depth, attrgetter("video_id")
+        )
         for shard in shards:
             if stop.asked:
                 break

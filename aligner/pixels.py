@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from aligner.views import CROPS
+
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -18,21 +20,28 @@ class Cutter:
     """Resize and crop to ``size`` (height, width) pixels.
 
     ``resize_mode`` is open_clip's: ``shortest`` fills the size and crops the middle, ``longest`` fits into it
-    and pads with ``fill_color``, ``squash`` changes the aspect ratio.
+    and pads with ``fill_color``, ``squash`` changes the aspect ratio. ``crops`` is how many crops ``cuts`` takes
+    of what overhangs (``views.CROPS``).
     """
 
     size: tuple[int, int]
     resize_mode: str = "shortest"
     interpolation: str = "bicubic"
     fill_color: int = 0
+    crops: int = 1
 
     def __call__(self, rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "rows columns 3"]:
-        """One picture, cut to size."""
+        """One picture, cut to size: the middle crop."""
+        return self.cuts(rgb)[0]
+
+    def cuts(self, rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "crops rows columns 3"]:
+        """All crops of one picture, the middle one first; it is resized once."""
         height, width = self._resized(*rgb.shape[:2])
         picture = Image.fromarray(rgb)
         if (width, height) != picture.size:
             picture = picture.resize((width, height), self._filter())
-        return np.asarray(self._cropped(picture))
+        picture = self._padded(picture)
+        return np.stack([self._cropped(picture, before) for _, before in CROPS[self.crops]])
 
     def _filter(self) -> Image.Resampling:
         # open_clip resizes to a size that is not square bicubically, whatever the model asks for.
@@ -51,12 +60,19 @@ class Cutter:
         ratio = pick(height / rows, width / columns)
         return round(height / ratio), round(width / ratio)
 
-    def _cropped(self, picture: Image.Image) -> Image.Image:
+    def _padded(self, picture: Image.Image) -> Image.Image:
         rows, columns = self.size
         across, down = max(0, columns - picture.width), max(0, rows - picture.height)
-        if across or down:
-            border = (across // 2, down // 2, (across + 1) // 2, (down + 1) // 2)
-            fill = self.fill_color if self.resize_mode == "longest" else 0
-            picture = ImageOps.expand(picture, border, fill=(fill,) * 3)
-        top, left = round((picture.height - rows) / 2), round((picture.width - columns) / 2)
-        return picture.crop((left, top, left + columns, top + rows))
+        if not across and not down:
+            return picture
+        border = (across // 2, down // 2, (across + 1) // 2, (down + 1) // 2)
+        fill = self.fill_color if self.resize_mode == "longest" else 0
+        return ImageOps.expand(picture, border, fill=(fill,) * 3)
+
+    def _cropped(self, picture: Image.Image, before: float) -> np.ndarray:
+        """The crop with the share ``before`` of the longer overhang before it, in the middle of the other."""
+        rows, columns = self.size
+        down, across = picture.height - rows, picture.width - columns
+        top = round(down * (before if down > across else 0.5))
+        left = round(across * (0.5 if down > across else before))
+        return np.asarray(picture.crop((left, top, left + columns, top + rows)))

@@ -24,8 +24,11 @@ from aligner import artifact, config, corpus, decode, encoder, match, plan
 from aligner.config import AlignConfig, AlignerError, ChangedSettings
 from aligner.engine import Job, Stop, Stopped, fill
 from aligner.progress import Progress, make_progress
+from aligner.views import Sampling, view_table
 
 FEW_REGIONS = 4
+
+VIEW_SETTINGS = ("sampling", "draws", "stride", "clips", "crops", "seed")
 
 # Passes of fewer frames leave a GPU idle.
 FULL_PASS = 64
@@ -152,17 +155,24 @@ def _manifest_content(
     device: torch.device,
 ) -> dict[str, Any]:
     size = pixels["size"]
+    mean, std = encoder.colours(settings.colours, pixels)
+    if settings.crops > 1 and pixels["resize_mode"] != "shortest":
+        raise AlignerError(
+            f"--crops {settings.crops}: the model takes whole frames (resize_mode {pixels['resize_mode']}), of which "
+            "nothing overhangs; use --crops 1"
+        )
     byte_config = {
         "frames": settings.frames,
         "merge": tower.merge,
         "proportional_attention": settings.proportional_attention,
         "dense": settings.dense,
         "top_k": settings.top_k,
-        "sampling": config.SAMPLING,
+        **{name: getattr(settings, name) for name in VIEW_SETTINGS},
         "decoder": decode.DECODER,
         "image_size": [size, size] if isinstance(size, int) else list(size),
-        "mean": list(pixels["mean"]),
-        "std": list(pixels["std"]),
+        "colours": settings.colours,
+        "mean": list(mean),
+        "std": list(std),
         "interpolation": pixels["interpolation"],
         "resize_mode": pixels["resize_mode"],
         "precision": settings.precision,
@@ -181,6 +191,7 @@ def _manifest_content(
         "dim": tower.dim,
         "top_k": settings.top_k,
         "frames": settings.frames,
+        "views": view_table(Sampling.of(byte_config), settings.crops),
         "corpus": {
             "fingerprint": entities.fingerprint,
             "entities": len(entities.names),
@@ -254,7 +265,7 @@ def _write_plan(out: Path, videos: plan.Plan, content: dict[str, Any]) -> dict[s
     rows = table.drop_columns(["seconds"]).to_pylist()
     planned = {
         "inputs": content["inputs"] | {"videos": {"fingerprint": artifact.canonical_sha256(rows)}},
-        "counts": videos.counts(),
+        "counts": videos.counts() | {"views": len(content["views"])},
         "num_shards": videos.num_shards,
         "videos": len(table),
     }

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Int64
 
 from aligner import artifact
 from aligner.config import AlignerError
@@ -167,13 +168,14 @@ def _check_rows(path: Path, marker: dict[str, Any], manifest: dict[str, Any]) ->
 
 def check_video(video: str, rows: pa.Table, manifest: dict[str, Any]) -> list[str]:
     """Problems in the rows of one video."""
-    frames, tokens = manifest["frames"], manifest["regions"] + 1
+    tokens = manifest["regions"] + 1
+    frames = manifest["frames"] * artifact.view_count(manifest)
     if set(rows["video_id"].to_pylist()) != {video} or len(rows) != frames * tokens:
         return [f"expected {frames * tokens} rows of this video"]
     problems = []
-    order = rows["frame_index"].to_numpy() * tokens + rows["region_index"].to_numpy()
-    if not np.array_equal(order, np.arange(frames * tokens)):
-        problems.append("rows are not in order of frame and region")
+    order = (rows["frame_index"].to_numpy() + _views(rows) * manifest["frames"]) * tokens
+    if not np.array_equal(order + rows["region_index"].to_numpy(), np.arange(frames * tokens)):
+        problems.append("rows are not in order of view, frame and region")
     if not (rows["patches"].to_numpy().reshape(frames, tokens).sum(1) == manifest["patches"]).all():
         problems.append(f"the regions of a frame do not sum to {manifest['patches']} patches")
     lengths = np.linalg.norm(artifact.vectors(rows["embedding"]).astype(np.float32), axis=1)
@@ -182,6 +184,13 @@ def check_video(video: str, rows: pa.Table, manifest: dict[str, Any]) -> list[st
     elif np.abs(lengths - 1).max() > UNIT_TOLERANCE:
         problems.append("an embedding is not of unit length")
     return problems + _check_matches(rows, manifest["corpus"]["entities"])
+
+
+def _views(rows: pa.Table) -> Int64[np.ndarray, " rows"]:
+    """The view of every row; 0 in versions that had no views."""
+    if "view" not in rows.column_names:
+        return np.zeros(len(rows), np.int64)
+    return rows["view"].to_numpy().astype(np.int64)
 
 
 def _check_matches(rows: pa.Table, entities: int) -> list[str]:
@@ -205,7 +214,8 @@ def summary(out: Path) -> list[str]:
         f"alignments of {manifest['videos']} videos in {manifest['num_shards']} shards, "
         f"made {manifest['created']}",
         f"model: {model['name']} ({weights}, weights {model['weights_sha256'][:12]})",
-        f"frames: {settings['frames']} per video, {settings['image_size'][0]} px, {settings['decoder']}",
+        f"frames: {settings['frames']} per view, {artifact.view_count(manifest)} view(s) per video "
+        f"({settings.get('sampling')}), {settings['image_size'][0]} px, {settings['decoder']}",
         f"regions: {manifest['regions']} of {manifest['patches']} patches (merge {settings['merge']}), "
         f"{manifest['dim']} dimensions, {settings['precision']}",
         f"entities: top {manifest['top_k']} of {manifest['corpus']['entities']}",
@@ -223,6 +233,7 @@ class RegionLine:
     patches: int
     box_xyxy: tuple[float, ...]
     entities: list[tuple[str, float]]
+    view: int = 0
 
 
 def region_lines(out: Path, video_id: str, top: int = 3, largest: int | None = None) -> list[RegionLine]:
@@ -245,15 +256,23 @@ def region_lines(out: Path, video_id: str, top: int = 3, largest: int | None = N
         entities = [(names[i], float(s)) for i, s in zip(ids[place][:top], scores[place][:top], strict=True)]
         box = tuple(row[corner] for corner in ("x0", "y0", "x1", "y1"))
         lines.append(
-            RegionLine(row["frame_index"], row["time_s"], row["region_index"], row["patches"], box, entities)
+            RegionLine(
+                row["frame_index"],
+                row["time_s"],
+                row["region_index"],
+                row["patches"],
+                box,
+                entities,
+                row.get("view", 0),
+            )
         )
     return lines if largest is None else _largest(lines, largest)
 
 
 def _largest(lines: list[RegionLine], count: int) -> list[RegionLine]:
-    frames: dict[int, list[RegionLine]] = {}
+    frames: dict[tuple[int, int], list[RegionLine]] = {}
     for line in lines:
-        frames.setdefault(line.frame, []).append(line)
+        frames.setdefault((line.view, line.frame), []).append(line)
     kept = []
     for cls, *others in frames.values():
         kept += [cls, *sorted(others, key=lambda line: (-line.patches, line.region))[:count]]

@@ -21,6 +21,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from aligner.decode import picture_stream, read_timeline, sample_frames
+from aligner.views import Sampling
 
 FRAMES, WIDTH, HEIGHT, BITS = 300, 340, 256, 9
 BLOCK = 32
@@ -115,7 +116,8 @@ def measure(path: Path, count: int, rounds: int) -> dict[str, float]:
     with av.open(str(path)) as container:
         timeline = read_timeline(container)
         assert len(timeline.times) == FRAMES and picture_stream(container) is not None
-    targets = [timeline.place(time) for time in timeline.targets(count)]
+    moments = Sampling(count).moments("", FRAMES)[0]
+    targets = [timeline.place(time) for time in timeline.shown(moments)]
     times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for turn in range(rounds + 1):
         for name, read in CONTENDERS.items():

@@ -52,7 +52,7 @@ ORIGINS = {
     "random": "a noun drawn at random, for comparison",
 }
 _ENTITY_COLUMNS = ["name", "source", "sense", "gloss", "labels"]
-_REGION_COLUMNS = ["frame_index", "time_s", "region_index", "patch_map", "topk_entity", "topk_score"]
+_REGION_COLUMNS = ["view", "frame_index", "time_s", "region_index", "patch_map", "topk_entity", "topk_score"]
 _PREDICTION_COLUMNS = ["video_id", "label", "predicted", "correct", "topk_label", "topk_prob"]
 
 
@@ -290,7 +290,7 @@ def _read_regions(folder: Path, manifest: Mapping[str, Any], video_ids: list[str
 
 
 def _read_shard(folder: Path, shard: int, wanted: Mapping[str, Any]) -> Iterator[tuple[str, pa.Table]]:
-    """Region rows of the wanted videos of a shard, reading each row group once."""
+    """Region rows of the first view of the wanted videos of a shard, reading each row group once."""
     from aligner import artifact
 
     marker = artifact.read_marker(folder, shard)
@@ -302,10 +302,11 @@ def _read_shard(folder: Path, shard: int, wanted: Mapping[str, Any]) -> Iterator
             groups[place["row_group"]].append(video_id)
     with pq.ParquetFile(folder / artifact.shard_name(shard)) as file:
         for group, members in sorted(groups.items()):
-            table = file.read_row_group(group, columns=_REGION_COLUMNS)
+            columns = [name for name in _REGION_COLUMNS if name in file.schema_arrow.names]
+            table = file.read_row_group(group, columns=columns)
             for video_id in members:
                 place = marker["videos"][video_id]
-                yield video_id, table.slice(place["offset"], place["rows"])
+                yield video_id, artifact.first_view(table.slice(place["offset"], place["rows"]))
 
 
 def _regions(
@@ -348,7 +349,7 @@ def _card(
     display: int,
 ) -> VideoCard:
     carriers, left_out = explained.get(row["video_id"], ((), 0))
-    frames, note = _pictures(videos_root / row["video_id"], manifest["config"], display)
+    frames, note = _pictures(videos_root, row["video_id"], manifest["config"], display)
     return VideoCard(
         row["video_id"],
         # Predictions leave out labels that their label set lacks; the plan still knows them.
@@ -369,15 +370,18 @@ def _card(
     )
 
 
-def _pictures(path: Path, config: Mapping[str, Any], display: int) -> tuple[tuple[np.ndarray, ...], str]:
-    """The sampled frames as the model saw them, or none and the reason."""
-    from aligner.decode import DecodeError, sample_frames
+def _pictures(
+    root: Path, video_id: str, config: Mapping[str, Any], display: int
+) -> tuple[tuple[np.ndarray, ...], str]:
+    """The frames of the first view as the model saw them, through the middle crop, or none and the reason."""
+    from aligner.decode import DecodeError, sample_views
+    from aligner.views import Sampling
 
     height, width = config["image_size"]
     scale = display / min(height, width)
     size = round(height * scale), round(width * scale)
     try:
-        frames = sample_frames(path, config["frames"])
+        frames = sample_views(root / video_id, Sampling.of(config), video_id)[0]
     except DecodeError as error:
         return (), f"No pictures: {error}."
     return tuple(crop(frame.rgb, size, config.get("resize_mode", "shortest")) for frame in frames), ""

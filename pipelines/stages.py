@@ -75,6 +75,13 @@ def align(config: PipelineConfig, layout: Layout, corpus: Path | None = None, fo
         model=config.model,
         pretrained=config.pretrained,
         frames=section.frames,
+        sampling=section.sampling,
+        draws=section.draws,
+        stride=section.stride,
+        clips=section.clips,
+        crops=section.crops,
+        seed=section.seed,
+        colours=section.colours,
         merge=section.merge,
         top_k=section.top_k,
         proportional_attention=section.proportional_attention,
@@ -234,12 +241,17 @@ def facts(manifest: dict[str, Any], layout: Layout) -> dict[str, str]:
         "model": f"{manifest['model']['name']}, pretrained {manifest['model']['pretrained'] or 'in the folder'}",
         "weights": manifest["model"]["weights_sha256"][:16],
         "corpus": f"{corpus['entities']} entities, fingerprint {corpus['fingerprint'][:16]}",
-        "alignments": f"{manifest['videos']} videos, {manifest['frames']} frames, "
+        "alignments": f"{manifest['videos']} videos, {manifest['frames']} frames{_views(manifest)}, "
         f"{manifest['patches']} patches merged to {manifest['regions']} regions, top-{manifest['top_k']}",
         "plan": ", ".join(f"{name} {value}" for name, value in counts.items() if not isinstance(value, dict)),
         "package": manifest["package"],
         "repeat with": f"alt run {layout.config.name}",
     }
+
+
+def _views(manifest: dict[str, Any]) -> str:
+    views = manifest.get("views", [None])
+    return f" in each of {len(views)} views, of which the first is shown" if len(views) > 1 else ""
 
 
 def notices(manifest: dict[str, Any]) -> list[str]:

@@ -70,8 +70,8 @@ CRASHING = """
 import ctypes, os, sys, time
 sys.path.append(sys.argv.pop(1))
 from aligner import decode, decoding
-whole = decode.sample_frames
-def sample_frames(path, count):
+whole = decode.sample_views
+def sample_views(path, *how, **more):
     tried = path.with_suffix(".tried")
     if "once" in path.name and not tried.exists():
         tried.touch()
@@ -84,8 +84,8 @@ def sample_frames(path, count):
         os.kill(os.getpid(), 9)
     if "hang" in path.name or "slow" in path.name:
         time.sleep(3600 if "hang" in path.name else 0.3)
-    return whole(path, count)
-decode.sample_frames = sample_frames
+    return whole(path, *how, **more)
+decode.sample_views = sample_views
 decoding.main()
 """
 

@@ -19,6 +19,7 @@ DIM, PATCHES, TOP_K = 6, 10, 3
 def video_rows(rows: int, seed: int) -> VideoRows:
     rng = np.random.default_rng(seed)
     return VideoRows(
+        view=np.arange(rows, dtype=np.int16) // 2,
         frame_index=np.arange(rows, dtype=np.int32),
         time_s=rng.random(rows),
         region_index=np.zeros(rows, np.int16),
@@ -81,7 +82,7 @@ def test_readers_are_told_the_order_and_the_pages(tmp_path: Path) -> None:
     write(tmp_path / "s.parquet", [30])
     group = pq.ParquetFile(tmp_path / "s.parquet").metadata.row_group(0)
     by = [group.column(place.column_index).path_in_schema for place in group.sorting_columns]
-    assert by == ["video_id", "frame_index", "region_index"]
+    assert by == ["video_id", "view", "frame_index", "region_index"]
     assert not any(place.descending for place in group.sorting_columns)
     assert all(group.column(i).has_offset_index for i in range(group.num_columns))
     indexed = {

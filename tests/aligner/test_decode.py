@@ -14,12 +14,21 @@ from hypothesis import strategies as st
 
 from aligner import decode
 from aligner.decode import DecodeError, Timeline, sample_frames, upright
+from aligner.views import Sampling
 
 
 def expected_numbers(times: list[int], end: int, count: int) -> list[int]:
     """Numbers of the frames on display in the middle of equal segments, by exact fractions."""
     middles = [times[0] + Fraction((2 * i + 1) * (end - times[0]), 2 * count) for i in range(count)]
     return [bisect_right(times, middle) - 1 for middle in middles]
+
+
+def shown(timeline: Timeline, count: int) -> list[int]:
+    return timeline.shown(Sampling(count).moments("", len(timeline.times))[0])
+
+
+def sampled(path: Path, timeline: Timeline, count: int) -> list[decode.Frame]:
+    return decode._sample(path, timeline, [shown(timeline, count)], decode.Deadline(), lambda rgb: rgb)[0]
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, 40])
@@ -185,9 +194,9 @@ def test_seeking_changes_nothing_and_decodes_less(
             yield pair
 
     monkeypatch.setattr(decode._Reader, "_timed_frames", counting)
-    jumped = decode._sample(path, timeline, 4)
+    jumped = sampled(path, timeline, 4)
     with_jumps = len(decoded)
-    straight = decode._sample(path, Timeline(timeline.times, [], timeline.end, True), 4)
+    straight = sampled(path, Timeline(timeline.times, [], timeline.end, True), 4)
     assert with_jumps < 60 < len(decoded) - with_jumps
     for a, b in zip(jumped, straight, strict=True):
         assert a.time_s == b.time_s and np.array_equal(a.rgb, b.rgb)
@@ -200,7 +209,7 @@ def test_a_keyframe_index_that_lies_is_survived(
     with av.open(str(path)) as container:
         true = decode.read_timeline(container)
     lying = Timeline(true.times, true.times, true.end, True)
-    frames = decode._sample(path, lying, 8)
+    frames = sampled(path, lying, 8)
     assert [number_in(frame.rgb) for frame in frames] == expected_numbers(list(range(80)), 80, 8)
 
 
@@ -211,7 +220,7 @@ def test_a_keyframe_index_that_lies_is_survived(
 )
 def test_targets_are_the_frames_on_display(times: list[int], tail: int, count: int) -> None:
     timeline = Timeline(times, times[:1], times[-1] + tail, True)
-    targets = timeline.targets(count)
+    targets = shown(timeline, count)
     assert targets == [times[n] for n in expected_numbers(times, times[-1] + tail, count)]
     assert targets == sorted(targets)
 

@@ -18,6 +18,7 @@ from aligner.config import AlignerError
 from aligner.decoding import Clip, Decoders, NoClip
 from aligner.pixels import Cutter
 from aligner.verify import status, verify
+from aligner.views import Sampling
 
 CRASHING = runpy.run_path(str(Path(__file__).with_name("kill_points.py")))["CRASHING"]
 CUTTER = Cutter((32, 32))
@@ -33,7 +34,7 @@ def decoded(
     videos: list[Path | NoClip], count: int = 2, seconds: float = 60.0, workers: int = 2
 ) -> list[Clip | NoClip]:
     with Decoders(workers, CUTTER, seconds) as decoders:
-        return [future.result() for _, future in decoders.ahead(enumerate(videos), count, 3)]
+        return [future.result() for _, future in decoders.ahead(enumerate(videos), Sampling(count), 3)]
 
 
 def test_clips_are_those_of_the_decoder_in_order(make_video: Callable, tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_decoders_killed_from_outside_at_any_moment(
 
         killer = threading.Thread(target=kill)
         killer.start()
-        found = [future.result() for _, future in decoders.ahead(enumerate(videos), 2, 3)]
+        found = [future.result() for _, future in decoders.ahead(enumerate(videos), Sampling(2), 3)]
         done.set()
         killer.join()
     assert len(found) == 10
@@ -110,7 +111,7 @@ def test_signals_to_the_whole_job_do_not_end_decoders(
     crashing: None, make_video: Callable, tmp_path: Path
 ) -> None:
     with Decoders(1, CUTTER, 60.0) as decoders:
-        ((_, future),) = decoders.ahead([(0, make_video(tmp_path / "slow.mp4", frames=6))], 2, 0)
+        ((_, future),) = decoders.ahead([(0, make_video(tmp_path / "slow.mp4", frames=6))], Sampling(2), 0)
         while decoders.all[0].process is None or not future.running():
             time.sleep(0.01)
         time.sleep(1.0)
@@ -127,7 +128,7 @@ def test_closing_does_not_wait_for_a_hanging_video(
 ) -> None:
     start = time.monotonic()
     with Decoders(1, CUTTER, 3600.0) as decoders:
-        next(decoders.ahead([(0, make_video(tmp_path / "hang.mp4", frames=6))] * 2, 2, 0))
+        next(decoders.ahead([(0, make_video(tmp_path / "hang.mp4", frames=6))] * 2, Sampling(2), 0))
         while decoders.all[0].process is None:
             time.sleep(0.01)
         time.sleep(0.5)

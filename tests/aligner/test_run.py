@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aligner import artifact, config, decode, run
+from aligner import artifact, decode, run
 from aligner.config import AlignerError, ChangedSettings
 from aligner.encoder import EncodedFrames, load_clip
 from aligner.engine import Stop
@@ -131,6 +131,11 @@ def test_a_lost_or_cut_shard_is_made_again(settings: Callable) -> None:
         ({"precision": "bf16"}, "config.precision: got 'bf16', expected 'fp32'"),
         ({"proportional_attention": False}, "config.proportional_attention: got False, expected True"),
         ({"dense": "value"}, "config.dense: got 'value', expected 'none'"),
+        ({"sampling": "tsn"}, "config.sampling: got 'tsn', expected 'uniform'"),
+        ({"clips": 2}, "config.clips: got 2, expected 1"),
+        ({"crops": 3}, "config.crops: got 3, expected 1"),
+        ({"seed": 1}, "config.seed: got 1, expected 0"),
+        ({"colours": "imagenet"}, "config.colours: got 'imagenet', expected 'model'"),
         ({"merge": "auto"}, "config.merge: got 1, expected 2"),
         ({"videos_per_shard": 4}, "config.videos_per_shard: got 4, expected 3"),
     ],
@@ -146,7 +151,6 @@ def test_changed_settings_are_refused(settings: Callable, change: dict, line: st
     ("place", "name", "value", "line"),
     [
         (decode, "DECODER", "pyav 99", "config.decoder: got 'pyav 99', expected 'pyav"),
-        (config, "SAMPLING", "first", "config.sampling: got 'first', expected"),
         (artifact, "PACKAGE", "aligner 99", "package: got 'aligner 99', expected 'aligner"),
         (artifact, "SCHEMA_VERSION", artifact.SCHEMA_VERSION + 1, "schema_version: got "),
     ],

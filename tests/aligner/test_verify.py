@@ -110,7 +110,7 @@ def with_column(rows: pa.Table, name: str, values: pa.Array) -> pa.Table:
     ("damage", "problem"),
     [
         ("short", "expected 39 rows of this video"),
-        ("shuffled", "rows are not in order of frame and region"),
+        ("shuffled", "rows are not in order of view, frame and region"),
         ("patches", "the regions of a frame do not sum to 16 patches"),
         ("nan", "an embedding has NaN or infinity"),
         ("long", "an embedding is not of unit length"),

@@ -84,6 +84,7 @@ def video_rows(
     size = np.maximum(member.sum(-1, keepdims=True), 1)
     centre = np.where(member.any(-1, keepdims=True), member @ xy / size / grid[::-1], 0.5)
     return artifact.VideoRows(
+        view=np.zeros(count, np.int16),
         frame_index=np.repeat(np.arange(frames, dtype=np.int32), regions + 1),
         time_s=np.repeat((np.arange(frames) + 0.0) / fps, regions + 1),
         region_index=np.tile(np.arange(regions + 1, dtype=np.int16), frames),
