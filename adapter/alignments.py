@@ -67,7 +67,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Video:
-    """One video's cached regions.
+    """One video's cached regions, in one of its views.
 
     ``geometry`` holds centroid x, centroid y and area share, all 0..1 of the model's square crop (cls:
     centre, 1); ``times`` are seconds; ``mask`` is False where a frame has fewer regions than the artifact's
@@ -114,12 +114,17 @@ class Alignments:
         return self.manifest["frames"]
 
     @property
+    def views(self) -> int:
+        """Views of every video: draws or clips, times crops; one in versions before 3."""
+        return len(self.manifest.get("views", [None]))
+
+    @property
     def tokens(self) -> int:
         """Tokens of a frame: cls and the regions."""
         return self.manifest["regions"] + 1
 
     def bytes_per_video(self) -> int:
-        """Memory of one video as ``Video`` holds it."""
+        """Memory of one view of a video as ``Video`` holds it."""
         return self.frames * self.tokens * (2 * self.dim + 8 * self.manifest["config"]["top_k"] + 17)
 
     def group_of(self, video_id: str) -> tuple[int, int]:
@@ -127,23 +132,28 @@ class Alignments:
         slot = self.index[video_id]
         return slot.shard, slot.row_group
 
-    def read(self, video_ids: Iterable[str]) -> Iterator[Video]:
-        """Videos in the order asked for; the last ``keep`` row groups stay in memory, so sort by group."""
-        for video_id in video_ids:
-            yield self._video(video_id)
+    def read(self, video_ids: Iterable[str], view: int = 0) -> Iterator[Video]:
+        """One view of videos in the order asked for.
 
-    def _video(self, video_id: str) -> Video:
+        The last ``keep`` row groups stay in memory, so sort by group.
+        """
+        for video_id in video_ids:
+            yield self._video(video_id, view)
+
+    def _video(self, video_id: str, view: int) -> Video:
         slot = self.index[video_id]
         columns = self._group(slot.shard, slot.row_group)
         rows = {name: column[slot.offset : slot.offset + slot.rows] for name, column in columns.items()}
         if slot.rows < 1 or len(rows["video_id"]) != slot.rows or (rows["video_id"] != video_id).any():
             raise _damaged(self.path, slot.shard, f"the rows of {video_id} are not where its marker says")
+        if self.views > 1:
+            rows = {name: column[rows["view"] == view] for name, column in rows.items()}
         return self._assemble(video_id, rows, slot.shard)
 
     def _assemble(self, video_id: str, rows: dict[str, np.ndarray], shard: int) -> Video:
         f, s = self.frames, self.tokens
         frame, region = rows["frame_index"], rows["region_index"]
-        if frame.min() < 0 or frame.max() >= f or region.min() < 0 or region.max() >= s:
+        if ((frame < 0) | (frame >= f) | (region < 0) | (region >= s)).any():
             raise _damaged(self.path, shard, f"{video_id} has frames or regions outside {f} x {s}")
         place = frame.astype(np.int64) * s + region
         mask = np.zeros(f * s, bool)
@@ -175,7 +185,7 @@ class Alignments:
     def _group(self, shard: int, row_group: int) -> dict[str, np.ndarray]:
         key = shard, row_group
         if key not in self._groups:
-            self._groups[key] = _read_group(self.path, shard, row_group, self.dim)
+            self._groups[key] = _read_group(self.path, shard, row_group, self.dim, self.views)
             while len(self._groups) > self.keep:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(key)
@@ -268,18 +278,19 @@ def _columns(file: Path, names: tuple[str, ...], mend: str) -> list[list[Any]]:
     return [table[name].to_pylist() for name in names]
 
 
-def _read_group(path: Path, shard: int, row_group: int, dim: int) -> dict[str, np.ndarray]:
+def _read_group(path: Path, shard: int, row_group: int, dim: int, views: int) -> dict[str, np.ndarray]:
     file = path / f"shard-{shard:05d}.parquet"
+    wanted = COLUMNS if views == 1 else (*COLUMNS, "view")
     try:
         # ParquetFile rather than dataset.to_batches, which leaks and hangs when left half-read (arrow#39808,
         # #45214).
         with pq.ParquetFile(file, memory_map=True, page_checksum_verification=True) as parquet:
-            table = parquet.read_row_group(row_group, columns=list(COLUMNS))
+            table = parquet.read_row_group(row_group, columns=list(wanted))
     except (OSError, pa.ArrowException, IndexError) as error:
         raise _damaged(path, shard, reason(error)) from error
-    if missing := [name for name in COLUMNS if name not in table.column_names]:
+    if missing := [name for name in wanted if name not in table.column_names]:
         raise _damaged(path, shard, f"it lacks columns {', '.join(missing)}")
-    columns = {name: _column(table[name].combine_chunks()) for name in COLUMNS if name != "embedding"}
+    columns = {name: _column(table[name].combine_chunks()) for name in wanted if name != "embedding"}
     raw = table["embedding"].combine_chunks()
     if raw.type != pa.binary(2 * dim):
         raise _damaged(path, shard, f"embeddings are {raw.type}, the manifest's dim needs {2 * dim} bytes")

@@ -88,6 +88,7 @@ def train_cli(
     lr: float | None = _knob("lr"),
     batch_size: int | None = _knob("batch_size"),
     shots: int | None = _knob("shots"),
+    views: str | None = _knob("views"),
     split: str | None = _knob("split"),
     val_split: str | None = _knob("val_split"),
     val_fraction: float | None = _knob("val_fraction"),

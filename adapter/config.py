@@ -177,6 +177,12 @@ class TrainConfig:
     grad_clip: float = option(1.0, "Largest norm of the gradient; 0 = no clipping.", low=0.0)
     seed: int = option(0, "Seed of initial weights, order, noise and the few-shot draw.", low=0)
     shots: int = option(0, "Videos a class to train (and at most as many to validate) on; 0 = all.", low=0)
+    views: str = option(
+        "one",
+        "Of videos cached in several views (draws, clips, crops), what an epoch trains on: one of each video, drawn "
+        "anew every epoch, or all. Evaluation always averages over all.",
+        choices=("one", "all"),
+    )
     split: str = option("train", "Split to train on, from the alignments' split column.")
     val_split: str = option(
         "val",

@@ -59,10 +59,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Sample:
-    """A video and its class, -1 where unknown."""
+    """A video, its class (-1 where unknown) and which of its views is looked at."""
 
     video_id: str
     label: int
+    view: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,44 +104,75 @@ def collate(items: Sequence[tuple[Video, int]]) -> Batch:
     )
 
 
+def all_views(samples: Sequence[Sample], views: int) -> list[Sample]:
+    """Every view of every video, those of one video beside each other and in their order."""
+    return [replace(sample, view=view) for sample in samples for view in range(views)]
+
+
 class VideoDataset(Dataset):
-    """Map-style over videos; everything is kept in memory when it fits ``cache_gb``."""
+    """Map-style over samples, views of videos; all that may be asked for stays in memory if it fits ``cache_gb``."""
 
     def __init__(self, alignments: Alignments, samples: Sequence[Sample], cache_gb: float = 4.0) -> None:
         self.alignments = alignments
         self.samples = tuple(samples)
-        self.cached = len(self.samples) * alignments.bytes_per_video() <= cache_gb * 1e9
-        self._memory: dict[str, Video] = {}
+        videos = len({sample.video_id for sample in self.samples})
+        self.cached = videos * alignments.views * alignments.bytes_per_video() <= cache_gb * 1e9
+        self._memory: dict[tuple[str, int], Video] = {}
         alignments.keep = max(alignments.keep, WINDOW)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, i: int) -> tuple[Video, int]:
-        """The i-th video (half-precision embeddings) and its class."""
-        sample = self.samples[i]
-        video = self._memory.get(sample.video_id)
+        """The i-th sample's video (half-precision embeddings) and its class."""
+        return self._read(self.samples[i])
+
+    def _read(self, sample: Sample) -> tuple[Video, int]:
+        key = sample.video_id, sample.view
+        video = self._memory.get(key)
         if video is None:
-            (video,) = self.alignments.read([sample.video_id])
+            (video,) = self.alignments.read([sample.video_id], sample.view)
             if self.cached:
-                self._memory[sample.video_id] = _own(video)
+                self._memory[key] = _own(video)
         return video, sample.label
+
+    def draw_views(self, seed: int, epoch: int) -> None:
+        """Look at one view of each video, drawn by (seed, epoch, video) alone: neither order nor company matter."""
+        views = self.alignments.views
+        if views > 1:
+            self.samples = tuple(
+                replace(sample, view=_drawn(f"{seed} {epoch} {sample.video_id}", views))
+                for sample in self.samples
+            )
 
     def batches(self, order: Sequence[int], size: int) -> Iterator[Batch]:
         """Batches in the order given; the last one may be smaller, none is dropped."""
         for start in range(0, len(order), size):
             yield collate([self[int(i)] for i in order[start : start + size]])
 
+    def view_batches(self, order: Sequence[int], size: int) -> Iterator[Iterator[Batch]]:
+        """For every batch of videos one batch a view, so that a batch never holds a video twice."""
+        for start in range(0, len(order), size):
+            samples = [self.samples[int(i)] for i in order[start : start + size]]
+            yield (
+                collate([self._read(replace(sample, view=view)) for sample in samples])
+                for view in range(self.alignments.views)
+            )
+
     def reading_order(self) -> list[int]:
-        """All videos once, so that each row group is read once."""
+        """All samples once, so that each row group is read once."""
         return sorted(range(len(self)), key=lambda i: self.alignments.group_of(self.samples[i].video_id))
 
     def epoch_order(self, seed: int, epoch: int) -> list[int]:
-        """All videos once, shuffled by (seed, epoch): fully when cached, else by windows of row groups."""
+        """All samples once, shuffled by (seed, epoch): fully when cached, else by windows of row groups."""
         rng = np.random.default_rng((seed, epoch))
         if self.cached:
             return rng.permutation(len(self)).tolist()
         return windowed_order([self.alignments.group_of(s.video_id) for s in self.samples], rng, WINDOW)
+
+
+def _drawn(key: str, count: int) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % count
 
 
 def windowed_order(groups: Sequence[tuple[int, int]], rng: np.random.Generator, window: int) -> list[int]:

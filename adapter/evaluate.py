@@ -45,6 +45,7 @@ from adapter.dataset import (
     split_videos,
 )
 from adapter.labels import Labels, clean_name, open_labels
+from adapter.losses import average_views
 from adapter.model import VideoAdapter, mean_cls
 from adapter.train import choose_device, precision, seeded
 
@@ -158,8 +159,12 @@ def score(
     reverse_time: bool = False,
     blend: float = 0.0,
     batch_size: int = 64,
+    candidates: Bool[np.ndarray, " classes"] | None = None,
 ) -> Scores:
     """Logits of every sample exactly once, in the order given.
+
+    Where videos have several views, the probabilities (among the ``candidates``, by default all labels) are averaged
+    over all of them, and the logits are the logarithms of that.
 
     ``reverse_time`` plays the videos backwards. ``blend`` in 0..1 mixes in zero-shot CLIP late: the logits
     become (1 - blend) log p_model + blend log p_clip, which keeps unseen classes alive in an adapter trained
@@ -170,21 +175,26 @@ def score(
     dataset = VideoDataset(opened.alignments, samples, cache_gb=0.0)
     entities = torch.from_numpy(opened.alignments.entities.embeddings).to(opened.device)
     labels = torch.from_numpy(opened.labels.embeddings).to(opened.device)
+    part = np.ones(len(labels), bool) if candidates is None else candidates
+    excluded = torch.from_numpy(~part).to(opened.device)
     logits = np.zeros((len(samples), len(labels)), np.float32)
     order = dataset.reading_order()
     with seeded(opened.run.config["seed"]):
-        for start, batch in zip(
-            range(0, len(order), batch_size), dataset.batches(order, batch_size), strict=True
+        for start, views in zip(
+            range(0, len(order), batch_size), dataset.view_batches(order, batch_size), strict=True
         ):
-            batch = batch.to(opened.device)
-            batch = batch.reversed() if reverse_time else batch
-            with precision(opened.device):
-                out = opened.model(batch, entities, labels).logits.float()
-            if blend:
-                clip = opened.clip_scale * mean_cls(batch) @ labels.T
-                out = (1 - blend) * F.log_softmax(out, -1) + blend * F.log_softmax(clip, -1)
-            logits[order[start : start + batch_size]] = out.cpu().numpy()
-    if not np.isfinite(logits).all():
+            said = []
+            for batch in views:
+                batch = batch.to(opened.device)
+                batch = batch.reversed() if reverse_time else batch
+                with precision(opened.device):
+                    out = opened.model(batch, entities, labels).logits.float()
+                if blend:
+                    clip = opened.clip_scale * mean_cls(batch) @ labels.T
+                    out = (1 - blend) * F.log_softmax(out, -1) + blend * F.log_softmax(clip, -1)
+                said.append(out.masked_fill(excluded, -torch.inf))
+            logits[order[start : start + batch_size]] = average_views(torch.stack(said)).cpu().numpy()
+    if not np.isfinite(logits[:, part]).all():
         raise AdapterError(
             "some logits are not finite; the run or the alignments are damaged: `aligner verify DIR`"
         )
@@ -224,8 +234,7 @@ def evaluate(
         raise AdapterError(
             f"--candidates {candidates}: no video of split '{split}' has such a label; use --candidates all"
         )
-    scores = score(opened, samples, reverse_time, blend)
-    scores = Scores(scores.video_ids, scores.truth, restrict(scores.logits, part))
+    scores = score(opened, samples, reverse_time, blend, candidates=part)
     failed = [video for video in selection.failed if _counts_as(video, opened.labels, part)]
     result = {
         "name": name,
@@ -233,6 +242,7 @@ def evaluate(
         "candidates": candidates,
         "reverse_time": reverse_time,
         "blend": blend,
+        "views": opened.alignments.views,
         "run": opened.run.manifest["fingerprint"],
         "alignments": opened.alignments.fingerprint,
         "labels": opened.labels.fingerprint,

@@ -70,7 +70,10 @@ def explain(
     attention: bool = False,
     device: str = "auto",
 ) -> list[Explanation]:
-    """Explain the predictions of some videos (default: all aligned ones, or the first ``max_videos``)."""
+    """Explain the predictions of some videos (default: all aligned ones, or the first ``max_videos``).
+
+    Of videos with several views the first is explained, whose prediction need not be that of all views together.
+    """
     opened = open_all(run, alignments, labels, device)
     chosen = (
         list(video_ids)

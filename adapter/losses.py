@@ -1,4 +1,6 @@
-"""The training loss."""
+"""The training loss, and what the views of a video say together."""
+
+import math
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -13,3 +15,13 @@ def classification_loss(
     if not kept.any():
         return logits.sum() * 0.0
     return F.cross_entropy(logits[kept].float(), label[kept], label_smoothing=smoothing)
+
+
+def average_views(logits: Float[Tensor, "views videos classes"]) -> Float[Tensor, "videos classes"]:
+    """What the views of each video say together: the log of the mean of their probabilities (X-CLIP's convention).
+
+    A single view is left as it is.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    return F.log_softmax(logits.float(), -1).logsumexp(0) - math.log(len(logits))

@@ -26,13 +26,14 @@ from adapter.dataset import (
     Sample,
     Selection,
     VideoDataset,
+    all_views,
     draw_shots,
     require_samples,
     select,
     train_and_val,
 )
 from adapter.labels import Labels, open_labels
-from adapter.losses import classification_loss
+from adapter.losses import average_views, classification_loss
 from adapter.model import Shape, VideoAdapter, build_model, count_parameters
 
 Progress = Callable[[dict[str, Any]], None]
@@ -123,7 +124,8 @@ def prepare(alignments: Alignments, labels: Labels, config: TrainConfig) -> Trai
     counts = _counts(
         chosen, validation, train_set, val_set, len(seen), len(classes), len(labels.labels), config.shots
     )
-    train_data, val_data = (VideoDataset(alignments, part, config.cache_gb) for part in (train_set, val_set))
+    trained = all_views(train_set, alignments.views if config.views == "all" else 1)
+    train_data, val_data = (VideoDataset(alignments, part, config.cache_gb) for part in (trained, val_set))
     return TrainData(train_data, val_data, labels.take(classes), counts)
 
 
@@ -176,8 +178,10 @@ def train_epoch(
     epoch: int,
     device: torch.device,
 ) -> dict[str, float]:
-    """One pass over the training videos; means over videos."""
+    """One pass over the training videos, in one view each or in all of them; means over what was seen."""
     model.train()
+    if config.views == "one":
+        dataset.draw_views(config.seed, epoch)
     sums = dict.fromkeys(("loss", "right", "agreement"), 0.0)
     for batch in dataset.batches(dataset.epoch_order(config.seed, epoch), config.batch_size):
         batch = batch.to(device)
@@ -212,17 +216,20 @@ def validate(
     config: TrainConfig,
     device: torch.device,
 ) -> dict[str, float]:
-    """Loss and accuracy on the validation videos; empty where there are none."""
+    """Loss and accuracy on the validation videos, over all their views; empty where there are none."""
     if len(dataset) == 0:
         return {}
     model.eval()
     loss, right = 0.0, 0
-    for batch in dataset.batches(dataset.reading_order(), config.batch_size):
-        batch = batch.to(device)
-        with precision(device):
-            logits = model(batch, entities, labels).logits
-        loss += classification_loss(logits, batch.label).item() * len(batch.label)
-        right += int((logits.argmax(1) == batch.label).sum())
+    for views in dataset.view_batches(dataset.reading_order(), config.batch_size):
+        said = []
+        for batch in views:
+            batch = batch.to(device)
+            with precision(device):
+                said.append(model(batch, entities, labels).logits)
+        logits, label = average_views(torch.stack(said)), batch.label
+        loss += classification_loss(logits, label).item() * len(label)
+        right += int((logits.argmax(1) == label).sum())
     return {"val_loss": loss / len(dataset), "val_top1": right / len(dataset)}
 
 
@@ -361,8 +368,9 @@ def _publish(
 
 
 def _roles(data: TrainData) -> Iterator[tuple[Sample, str]]:
-    yield from ((sample, "train") for sample in data.train.samples)
-    yield from ((sample, "val") for sample in data.val.samples)
+    for part, role in ((data.train, "train"), (data.val, "val")):
+        seen = {sample.video_id: sample for sample in part.samples}
+        yield from ((sample, role) for sample in seen.values())
 
 
 def _config_that_matters(settings: Settings) -> dict[str, Any]:
