@@ -139,6 +139,20 @@ def rows_of(video, world):
     return {name: values.reshape(FRAMES * (n + 1), *values.shape[2:]) for name, values in rows.items()}
 
 
+def seen(video, view):
+    """Another view of a video: the same entities, other pixels; view 0 is the video itself."""
+    return replace(video, seed=video.seed + 7_919 * view)
+
+
+def viewed_table(video, world, views):
+    """Region rows of a video; with ``views`` (of contract version 3) those of each, and a column that tells."""
+    if views is None:
+        return region_table(video, world)
+    tables = [region_table(seen(video, view), world) for view in range(views)]
+    column = np.repeat(np.arange(views), [len(table) for table in tables])
+    return pa.concat_tables(tables).add_column(1, "view", pa.array(column, pa.int16()))
+
+
 def region_table(video, world):
     rows = rows_of(video, world)
     n = len(rows["frame"])
@@ -168,7 +182,7 @@ def region_table(video, world):
     )
 
 
-def write_alignments(path, videos, world=None, model=MODEL, num_shards=2, per_group=5):
+def write_alignments(path, videos, world=None, model=MODEL, num_shards=2, per_group=5, views=None):
     world = world or World()
     path.mkdir(parents=True)
     videos = sorted(videos, key=lambda v: v.video_id)
@@ -199,19 +213,21 @@ def write_alignments(path, videos, world=None, model=MODEL, num_shards=2, per_gr
         "config": {"frames": FRAMES, "top_k": TOPK},
         "corpus": {"fingerprint": "c" * 64, "entities": ENTITIES, "model": model},
     }
+    if views is not None:
+        extra |= {"schema_version": 3, "views": [{"clip": view} for view in range(views)]}
     body = manifest("alignments", model, extra)
     (path / "manifest.json").write_text(json.dumps(body))
     for shard in range(num_shards):
         members = [v for v in videos if shard_of[v.video_id] == shard]
-        write_shard(path, shard, members, world, body["fingerprint"], per_group)
+        write_shard(path, shard, members, world, body["fingerprint"], per_group, views)
     return path
 
 
-def write_shard(path, shard, members, world, fingerprint, per_group):
+def write_shard(path, shard, members, world, fingerprint, per_group, views=None):
     good = [v for v in members if not v.failed]
     file, index = path / f"shard-{shard:05d}.parquet", {}
-    tables = [region_table(v, world) for v in good]
-    schema = region_table(World().video("x", "x", None, 0, 0), world).schema
+    tables = [viewed_table(v, world, views) for v in good]
+    schema = viewed_table(World().video("x", "x", None, 0, 0), world, views).schema
     with pq.ParquetWriter(file, schema, use_dictionary=["video_id"], write_page_checksum=True) as writer:
         for group, start in enumerate(range(0, len(good), per_group)):
             offset = 0
@@ -254,6 +270,7 @@ class Toy:
     write_alignments = staticmethod(write_alignments)
     write_labels = staticmethod(write_labels)
     rows_of = staticmethod(rows_of)
+    seen = staticmethod(seen)
     replace = staticmethod(replace)
 
 

@@ -133,6 +133,6 @@ def test_another_artifact_or_a_newer_version_is_refused(tmp_path, toy, label_set
         open_alignments(label_set)
     path = toy.write_alignments(tmp_path / "a", toy.world.learnable(2))
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 3}))
-    with pytest.raises(AdapterError, match="has schema version 3, this adapter .* reads up to 2"):
+    (path / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 4}))
+    with pytest.raises(AdapterError, match="has schema version 4, this adapter .* reads up to 3"):
         open_alignments(path)
