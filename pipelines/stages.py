@@ -241,7 +241,7 @@ def facts(manifest: dict[str, Any], layout: Layout) -> dict[str, str]:
         "model": f"{manifest['model']['name']}, pretrained {manifest['model']['pretrained'] or 'in the folder'}",
         "weights": manifest["model"]["weights_sha256"][:16],
         "corpus": f"{corpus['entities']} entities, fingerprint {corpus['fingerprint'][:16]}",
-        "alignments": f"{manifest['videos']} videos, {manifest['frames']} frames{_views(manifest)}, "
+        "alignments": f"{manifest['videos']} videos, {manifest['frames']} frames, "
         f"{manifest['patches']} patches merged to {manifest['regions']} regions, top-{manifest['top_k']}",
         "plan": ", ".join(f"{name} {value}" for name, value in counts.items() if not isinstance(value, dict)),
         "package": manifest["package"],
@@ -249,15 +249,16 @@ def facts(manifest: dict[str, Any], layout: Layout) -> dict[str, str]:
     }
 
 
-def _views(manifest: dict[str, Any]) -> str:
-    views = manifest.get("views", [None])
-    return f" in each of {len(views)} views, of which the first is shown" if len(views) > 1 else ""
-
-
 def notices(manifest: dict[str, Any]) -> list[str]:
     """Warnings that a report must carry in plain sight."""
+    found, views = [], len(manifest.get("views", [None]))
     if manifest["model"]["random_weights"]:
-        return [
+        found.append(
             "The vision-language model has random weights (--pretrained none): this shows the plumbing, nothing else."
-        ]
-    return []
+        )
+    if views > 1:
+        found.append(
+            f"Pictures, regions and effects are those of the first of {views} views of each video; predictions are the "
+            "mean over all views."
+        )
+    return found

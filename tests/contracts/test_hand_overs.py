@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,12 +16,16 @@ from adapter.labels import open_labels
 from aligner import artifact as alignments_artifact
 from aligner.config import AlignConfig, AlignerError
 from aligner.corpus import load_corpus
+from aligner.decode import sample_views
 from aligner.encoder import load_clip
 from aligner.run import prepare, run
+from aligner.views import Sampling
 from corpus_builder.artifact import open_corpus
 from corpus_builder.build import Inputs, build_corpus, build_labels
 from corpus_builder.config import CorpusConfig
 from corpus_builder.embed import load_text_encoder
+from pipelines.report import collect
+from pipelines.stages import notices
 from pipelines.toyworld.lexicon import write_nltk_data
 from pipelines.toyworld.videos import frames_of, write_video
 from pipelines.toyworld.vocabulary import ACTION_BY_LABEL
@@ -150,6 +156,38 @@ def test_adapter_reads_what_the_aligner_wrote(alignments: Path) -> None:
             embeddings.astype(np.float32),
             atol=1e-3,
         )
+
+
+def test_views_are_the_same_rows_for_aligner_adapter_and_report(
+    alignments: Path, corpus: Path, tiny_clip: str, tmp_path: Path
+) -> None:
+    root, out = alignments.parent / "videos-in-views", tmp_path / "out"
+    write_video(root / "a.mp4", frames_of(ACTION_BY_LABEL[LABELS[0]], (0, 1), frames=9, pixels=48))
+    how = {"sampling": "tsn", "draws": 2, "crops": 3, "frames": 4, "merge": 3, "top_k": 3, "device": "cpu"}
+    assert run(AlignConfig(videos=root, corpus=corpus, model=tiny_clip, out=out, **how)).ok == 1
+    opened = open_alignments(out)
+    rows = pq.read_table(out / alignments_artifact.shard_name(0))
+    assert opened.views == 6 == len(set(rows["view"].to_pylist()))
+    times = []
+    for view in range(6):
+        (video,) = opened.read(["a.mp4"], view)
+        mine = rows.filter(pc.equal(rows["view"], view))
+        vectors = alignments_artifact.vectors(mine["embedding"])
+        np.testing.assert_array_equal(video.embeddings.reshape(vectors.shape), vectors)
+        times.append(video.times.tolist())
+    # Three crops of a draw show the same moments; what the report draws are those of the first.
+    assert times[0] == times[1] == times[2] != times[3] == times[4] == times[5]
+    manifest = alignments_artifact.read_manifest(out)
+    drawn = sample_views(root / "a.mp4", Sampling.of(manifest["config"]), "a.mp4")
+    assert [[frame.time_s for frame in view] for view in drawn] == [times[0], times[3]]
+    predictions = {"video_id": ["a.mp4"], "label": ["x"], "predicted": ["x"], "correct": [True]}
+    predictions |= {"topk_label": [["x"]], "topk_prob": [[1.0]]}
+    pq.write_table(pa.table(predictions), tmp_path / "predictions.parquet")
+    (card,) = collect(out, tmp_path / "predictions.parquet", root)
+    assert list(card.times_s) == times[0] and len(card.frames) == 4 and not card.note
+    (first,) = opened.read(["a.mp4"])
+    np.testing.assert_array_equal(card.topk_entity, first.topk_entity)
+    assert "first of 6 views" in notices(manifest)[0]
 
 
 def test_stored_scores_are_the_cosines_of_stored_vectors(alignments: Path, corpus: Path) -> None:
