@@ -107,6 +107,11 @@ class AlignmentsSection(Section):
     videos_per_shard: int = Field(64, description="Videos per shard, the unit of resuming.")
     decode_workers: int = Field(2, description="Processes that decode ahead.")
 
+    def views(self) -> dict[str, Any]:
+        """Which frames and crops of a video are taken, by the stage's own names."""
+        names = ("sampling", "draws", "stride", "clips", "crops", "seed", "colours")
+        return {name: getattr(self, name) for name in names}
+
 
 class AdapterSection(Section):
     """``adapter train``: the label set to train on, and any of the adapter's own options by name.
@@ -333,6 +338,7 @@ def _missing_inputs(config: PipelineConfig) -> list[str]:
     ]
     if config.alignments.videos.exists():
         problems += _missing_splits(config)
+    problems += _impossible_views(config)
     if config.corpus.labels is None and config.corpus.captions is None:
         problems.append("corpus: nothing to mine; give labels, captions or both")
     try:
@@ -340,6 +346,17 @@ def _missing_inputs(config: PipelineConfig) -> list[str]:
     except CorpusError as error:
         problems.append(f"corpus: {error}")
     return problems
+
+
+def _impossible_views(config: PipelineConfig) -> list[str]:
+    """Views that the stage would refuse, in its own words."""
+    from aligner.config import AlignConfig, AlignerError
+
+    try:
+        AlignConfig(config.alignments.videos, Path(), config.model, **config.alignments.views())
+    except AlignerError as error:
+        return [f"alignments: {error}"]
+    return []
 
 
 def _missing_splits(config: PipelineConfig) -> list[str]:

@@ -161,6 +161,18 @@ def test_every_setting_of_the_corpus_reaches_its_stage(tmp_path: Path) -> None:
     assert "corpus: --sources is 'lable'" in problems(wrong, inputs=True)
 
 
+def test_views_that_the_aligner_refuses_are_found_before_anything_runs() -> None:
+    for told, expected in (
+        ({"sampling": "dense"}, "alignments: --stride is for --sampling dense, which needs it"),
+        ({"crops": 2}, "alignments: --crops must be one of 1, 3"),
+        ({"sampling": "tsn", "clips": 2}, "alignments: --clips is not for --sampling tsn"),
+    ):
+        changed = raw() | {"alignments": {"videos": "videos", **told}}
+        with pytest.raises(PipelineError) as caught:
+            check_config(changed, Path("."), "x.yaml")
+        assert expected in str(caught.value)
+
+
 def test_a_corpus_needs_something_to_mine() -> None:
     assert "nothing to mine" in problems(raw() | {"corpus": {}}, inputs=True)
 

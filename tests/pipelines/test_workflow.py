@@ -57,6 +57,18 @@ def test_another_corpus_realigns_everything_behind_it(copy: PipelineConfig) -> N
     assert manifest["corpus"]["fingerprint"] == corpus["fingerprint"]
 
 
+def test_views_go_from_the_config_to_the_scores_and_the_report(copy: PipelineConfig) -> None:
+    told = {"sampling": "dense", "stride": 2, "clips": 2, "crops": 3, "colours": "imagenet", "frames": 2}
+    found = states(with_changes(copy, "alignments", **told))
+    assert found["corpus"] == "up to date" and found["report"] == "done"
+    layout = Layout(copy.out)
+    manifest = json.loads((layout.alignments / "manifest.json").read_text())
+    assert {name: manifest["config"][name] for name in told} == told and len(manifest["views"]) == 6
+    scores = json.loads((layout.run("alt") / "eval-test.json").read_text())
+    assert (scores["n"], scores["views"]) == (3, 6)
+    assert "first of 6 views" in layout.report.read_text()
+
+
 def test_a_damaged_result_is_made_again(copy: PipelineConfig) -> None:
     (copy.out / "runs" / "alt" / "eval-test.json").write_text("{}")
     found = states(copy)
