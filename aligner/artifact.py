@@ -128,11 +128,11 @@ def shard_schema(
 
     Versions before 3 have a single view and no column for it.
     """
-    unit = {"unit": "fraction of the view's crop"}
+    unit = {"unit": "fraction of the model's square crop"}
     columns = [
         ("video_id", pa.string(), {"about": "key of videos.parquet"}),
         ("view", pa.int16(), {"about": "place in the manifest's table of views"}),
-        ("frame_index", pa.int32(), {"about": "position among the sampled frames of the view"}),
+        ("frame_index", pa.int32(), {"about": "position among the sampled frames"}),
         ("time_s", pa.float64(), {"unit": "seconds", "about": "timestamp in the file"}),
         ("region_index", pa.int16(), {"about": "0 class token, then merged regions in encoder order"}),
         ("patches", pa.int16(), {"about": "patches in the region, 0 for the class token"}),

@@ -78,6 +78,13 @@ def test_layout_is_as_agreed(tmp_path: Path) -> None:
     assert file.schema_arrow.field("patch_map").type.byte_width == 2
 
 
+def test_the_schema_before_views_is_the_same_without_them() -> None:
+    now, before = (shard_schema(DIM, PATCHES, TOP_K, "f" * 64, version) for version in (3, 2))
+    assert now.field(1).name == "view"
+    assert now.remove(1).equals(before.with_metadata(now.metadata), check_metadata=True)
+    assert before.metadata[b"schema_version"] == b"2"
+
+
 def test_readers_are_told_the_order_and_the_pages(tmp_path: Path) -> None:
     write(tmp_path / "s.parquet", [30])
     group = pq.ParquetFile(tmp_path / "s.parquet").metadata.row_group(0)
