@@ -95,7 +95,7 @@ def test_readers_are_told_the_order_and_the_pages(tmp_path: Path) -> None:
     indexed = {
         group.column(i).path_in_schema for i in range(group.num_columns) if group.column(i).has_column_index
     }
-    assert indexed == {"video_id", "frame_index", "region_index"}
+    assert indexed == {"video_id", "view", "frame_index", "region_index"}
 
 
 def test_same_rows_same_bytes(tmp_path: Path) -> None:
