@@ -23,7 +23,7 @@ from adapter.config import AdapterError, reason
 
 SCHEMA_VERSION = 1
 # The newest version of each artifact that can be read.
-READS = {"alignments": 2, "labels": 1, "run": SCHEMA_VERSION}
+READS = {"alignments": 3, "labels": 1, "run": SCHEMA_VERSION}
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

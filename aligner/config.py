@@ -18,6 +18,8 @@ GPU_PASS = 256
 PRECISIONS = ("fp32", "bf16")
 # What replaces the last block's attention for the regions, see encoder.mix.
 DENSE = ("none", "value", "self")
+# How embeddings are kept, see artifact.py.
+STORES = ("fp16", "int8", "topk")
 AUTO = "auto"
 SAMPLING = "middle-of-segments"
 
@@ -64,8 +66,10 @@ class AlignConfig:
     proportional_attention: bool = True
     # Attention of the regions in the last block: `none` (as the model has it), `value` (MaskCLIP) or `self` (SCLIP).
     dense: str = "none"
-    # Arithmetic of the encoder; embeddings are stored as fp16 either way.
+    # Arithmetic of the encoder; what is stored is the same kind of number either way.
     precision: str = "fp32"
+    # Embeddings that are stored: `fp16`, `int8` (half the bytes) or `topk` (of frames alone, none of regions).
+    store: str = "fp16"
     # Videos per shard, the unit of resuming and of parallel work.
     videos_per_shard: int = 64
     # Frames a second of a folder of pictures, which is a video too.
@@ -114,10 +118,9 @@ class AlignConfig:
                 raise AlignerError(f"{_option(name)} must be at least {least}, got {value}")
         if not self.video_seconds > 0:
             raise AlignerError(f"--video-seconds must be above 0, got {self.video_seconds}")
-        if self.precision not in PRECISIONS:
-            raise AlignerError(f"--precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if self.dense not in DENSE:
-            raise AlignerError(f"--dense must be one of {', '.join(DENSE)}, got {self.dense!r}")
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise AlignerError(f"{_option(name)} must be one of {', '.join(choices)}, got {value!r}")
         if not 0 < self.frame_rate < float("inf"):
             raise AlignerError(f"--frame-rate must be above 0, got {self.frame_rate}")
         if self.shards is not None:
@@ -128,6 +131,7 @@ class AlignConfig:
             )
 
 
+_CHOICES = {"precision": PRECISIONS, "dense": DENSE, "store": STORES}
 _LEAST = {
     "frames": 1,
     "merge": 0,

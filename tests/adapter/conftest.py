@@ -139,11 +139,23 @@ def rows_of(video, world):
     return {name: values.reshape(FRAMES * (n + 1), *values.shape[2:]) for name, values in rows.items()}
 
 
-def region_table(video, world):
+def vector_columns(vectors, region, store):
+    half = vectors.astype("<f2")
+    if store == "topk":
+        cls = [v.tobytes() if r == 0 else None for v, r in zip(half, region, strict=True)]
+        return {"embedding": pa.array(cls, pa.binary())}
+    if store == "int8":
+        scale = (np.abs(half).max(1).astype(np.float64) / 127).astype(np.float32)
+        numbers = np.rint(half.astype(np.float64) / scale[:, None]).astype(np.int8)
+        rows = [v.tobytes() for v in numbers]
+        return {"embedding": pa.array(rows, pa.binary(DIM)), "scale": pa.array(scale)}
+    return {"embedding": pa.array([v.tobytes() for v in half], pa.binary(2 * DIM))}
+
+
+def region_table(video, world, store="fp16"):
     rows = rows_of(video, world)
     n = len(rows["frame"])
     f32 = lambda values: pa.array(values.astype(np.float32))  # noqa: E731
-    half = rows["embedding"].astype("<f2")
     cx, cy = rows["centre"].T
     return pa.table(
         {
@@ -160,15 +172,13 @@ def region_table(video, world):
                 pa.array(rows["ids"].reshape(-1), pa.int32()), TOPK
             ),
             "topk_score": pa.FixedSizeListArray.from_arrays(f32(rows["scores"].reshape(-1)), TOPK),
-            "embedding": pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(2 * DIM), n, [None, pa.py_buffer(half.tobytes())]
-            ),
+            **vector_columns(rows["embedding"], rows["region"], store),
             "norm": f32(rows["norm"]),
         }
     )
 
 
-def write_alignments(path, videos, world=None, model=MODEL, num_shards=2, per_group=5):
+def write_alignments(path, videos, world=None, model=MODEL, num_shards=2, per_group=5, store="fp16"):
     world = world or World()
     path.mkdir(parents=True)
     videos = sorted(videos, key=lambda v: v.video_id)
@@ -196,22 +206,22 @@ def write_alignments(path, videos, world=None, model=MODEL, num_shards=2, per_gr
         "top_k": TOPK,
         "num_shards": num_shards,
         "videos": len(videos),
-        "config": {"frames": FRAMES, "top_k": TOPK},
+        "config": {"frames": FRAMES, "top_k": TOPK, "store": store},
         "corpus": {"fingerprint": "c" * 64, "entities": ENTITIES, "model": model},
     }
     body = manifest("alignments", model, extra)
     (path / "manifest.json").write_text(json.dumps(body))
     for shard in range(num_shards):
         members = [v for v in videos if shard_of[v.video_id] == shard]
-        write_shard(path, shard, members, world, body["fingerprint"], per_group)
+        write_shard(path, shard, members, world, body["fingerprint"], per_group, store)
     return path
 
 
-def write_shard(path, shard, members, world, fingerprint, per_group):
+def write_shard(path, shard, members, world, fingerprint, per_group, store):
     good = [v for v in members if not v.failed]
     file, index = path / f"shard-{shard:05d}.parquet", {}
-    tables = [region_table(v, world) for v in good]
-    schema = region_table(World().video("x", "x", None, 0, 0), world).schema
+    tables = [region_table(v, world, store) for v in good]
+    schema = region_table(World().video("x", "x", None, 0, 0), world, store).schema
     with pq.ParquetWriter(file, schema, use_dictionary=["video_id"], write_page_checksum=True) as writer:
         for group, start in enumerate(range(0, len(good), per_group)):
             offset = 0

@@ -44,7 +44,7 @@ def test_every_damage_is_listed(done: Path) -> None:
 
 def test_damage_in_a_page_is_named_by_its_checksum(done: Path) -> None:
     shard = done / artifact.shard_name(0)
-    vectors = artifact.vectors(pq.read_table(shard)["embedding"])
+    vectors = artifact.vectors(pq.read_table(shard))
     data = bytearray(shard.read_bytes())
     data[data.find(vectors[:4].tobytes())] ^= 1
     shard.write_bytes(data)
@@ -120,7 +120,7 @@ def with_column(rows: pa.Table, name: str, values: pa.Array) -> pa.Table:
 )
 def test_wrong_rows(done: Path, damage: str, problem: str) -> None:
     rows = artifact.read_video(done, "run/0.mp4").combine_chunks()
-    vectors = artifact.vectors(rows["embedding"]).copy()
+    vectors = artifact.vectors(rows).copy()
     kind = rows.schema.field("topk_score").type
     if damage == "short":
         rows = rows.slice(1)
