@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from adapter.alignments import open_alignments
+from adapter.alignments import Alignments, Video, open_alignments
 from adapter.config import AdapterError
 from adapter.labels import open_labels
 from aligner import artifact as alignments_artifact
@@ -150,6 +150,28 @@ def test_adapter_reads_what_the_aligner_wrote(alignments: Path) -> None:
             embeddings.astype(np.float32),
             atol=1e-3,
         )
+
+
+def test_adapter_reads_every_store_that_the_aligner_writes(
+    alignments: Path, corpus: Path, tiny_clip: str, tmp_path: Path
+) -> None:
+    (broken,) = alignments.parent.glob(f"videos[0-9]/{LABELS[0]}/broken.mp4")
+    options = {"frames": 4, "merge": 3, "top_k": 3, "videos_per_shard": 2, "device": "cpu"}
+    whole = {video.video_id: video for video in _read_all(open_alignments(alignments))}
+    for store in ("int8", "topk"):
+        out = tmp_path / store
+        run(AlignConfig(broken.parents[1], corpus, tiny_clip, out=out, store=store, **options))
+        opened = open_alignments(out)
+        for video in _read_all(opened):
+            exact = whole[video.video_id].embeddings.astype(np.float32)[:, : opened.held]
+            step = np.abs(exact).max(-1, keepdims=True) / 127 if store == "int8" else 0
+            assert (np.abs(video.embeddings - exact) <= step / 2 + 2.0**-11 * np.abs(exact)).all()
+            np.testing.assert_array_equal(video.topk_score, whole[video.video_id].topk_score)
+        assert alignments_artifact.store_of(opened.manifest) == opened.store == store
+
+
+def _read_all(opened: Alignments) -> list[Video]:
+    return list(opened.read(sorted(opened.index)))
 
 
 def test_stored_scores_are_the_cosines_of_stored_vectors(alignments: Path, corpus: Path) -> None:
