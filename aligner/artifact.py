@@ -119,7 +119,14 @@ def poison_name(shard: int) -> str:
     return f"poison-{shard:05d}.json"
 
 
-def shard_schema(dim: int, patches: int, top_k: int, fingerprint: str, store: str = "fp16") -> pa.Schema:
+def shard_schema(
+    dim: int,
+    patches: int,
+    top_k: int,
+    fingerprint: str,
+    store: str = "fp16",
+    version: int = SCHEMA_VERSION,
+) -> pa.Schema:
     """Schema of the region rows; units and conventions travel in the metadata of the fields."""
     unit = {"unit": "fraction of the model's square crop"}
     columns = [
@@ -138,7 +145,7 @@ def shard_schema(dim: int, patches: int, top_k: int, fingerprint: str, store: st
     fields = [pa.field(name, kind, False, metadata) for name, kind, metadata in columns]
     norm = {"about": "length of the embedding before normalising"}
     fields += [*_vector_fields(dim, store), pa.field("norm", pa.float32(), False, norm)]
-    return pa.schema(fields, {"schema_version": str(SCHEMA_VERSION), "fingerprint": fingerprint})
+    return pa.schema(fields, {"schema_version": str(version), "fingerprint": fingerprint})
 
 
 def _vector_fields(dim: int, store: str) -> list[pa.Field]:
@@ -605,7 +612,7 @@ def schema_of(manifest: dict[str, Any]) -> pa.Schema:
     """Schema that the shards of this manifest have."""
     sizes = manifest["dim"], manifest["patches"], manifest["config"]["top_k"]
     fingerprint = manifest.get("settings_fingerprint", manifest["fingerprint"])
-    return shard_schema(*sizes, fingerprint, store_of(manifest))
+    return shard_schema(*sizes, fingerprint, store_of(manifest), manifest["schema_version"])
 
 
 def read_videos(out: Path) -> pa.Table:

@@ -71,6 +71,22 @@ def test_missing_files_and_a_changed_manifest(done: Path) -> None:
     ]
 
 
+def test_a_folder_of_version_2_is_whole_as_it_is(settings: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 2 had the rows of today's fp16, and no word for it in the manifest."""
+    monkeypatch.setattr(artifact, "SCHEMA_VERSION", 2)
+    content = run._manifest_content
+    monkeypatch.setattr(run, "_manifest_content", lambda *given: _without_store(content(*given)))
+    run.run(settings())
+    monkeypatch.undo()
+    assert "store" not in artifact.read_manifest(settings().out)["config"]
+    assert verify(settings().out) == [] and "stored as fp16" in "\n".join(summary(settings().out))
+
+
+def _without_store(content: dict) -> dict:
+    del content["config"]["store"]
+    return content
+
+
 def test_a_folder_of_version_1_is_still_read(done: Path) -> None:
     """Version 1 had one fingerprint for all shards, and no durations in the plan."""
     table = artifact.read_videos(done)
