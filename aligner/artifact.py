@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, Float32, Int8
 
 from aligner import __version__
 from aligner.config import STORES, AlignerError, did_you_mean
@@ -277,10 +276,8 @@ def _vector_columns(rows: VideoRows, schema: pa.Schema) -> dict[str, pa.Array]:
     return {"embedding": _fixed_binary(halves)}
 
 
-def quantised(
-    vectors: Float[np.ndarray, "rows dim"],
-) -> tuple[Int8[np.ndarray, "rows dim"], Float32[np.ndarray, " rows"]]:
-    """Vectors as int8 and a scale per row: scale = max |x| / 127, number = round(x / scale).
+def quantised(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors [rows, dim] as int8 and a float32 scale [rows]: scale = max |x| / 127, number = round(x / scale).
 
     Symmetric, so zero stays zero, and no entry of scale * number is further than scale / 2 from x.
     """
@@ -300,8 +297,8 @@ def _fixed_list(values: np.ndarray, kind: pa.DataType) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=kind)
 
 
-def vectors(rows: pa.Table) -> Float[np.ndarray, "held dim"]:
-    """The embeddings that rows hold: float16, or float32 where int8 is multiplied out.
+def vectors(rows: pa.Table) -> np.ndarray:
+    """The embeddings that rows hold, [held, dim]: float16, or float32 where int8 is multiplied out.
 
     All rows hold one, except in a store of top-k, where only the class tokens do.
     """
