@@ -5,7 +5,7 @@ Axis words: frames, tokens (cls at 0, then the regions of a frame), topk, dim, e
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float16, Float32, Float64, Int32
 
 from adapter.artifact import read_json, read_manifest, read_table, with_model
-from adapter.config import AdapterError, reason
+from adapter.config import AdapterError, ModelConfig, reason, without_regions
 from adapter.labels import vectors
 
 MADE_BY = "aligner run --videos DIR --corpus DIR --model NAME --pretrained TAG --out DIR"
@@ -35,6 +35,12 @@ COLUMNS = (
     "embedding",
     "norm",
 )
+# How embeddings are kept: the Arrow type for a dimension.
+STORES: dict[str, Callable[[int], pa.DataType]] = {
+    "fp16": lambda dim: pa.binary(2 * dim),
+    "int8": lambda dim: pa.binary(dim),
+    "topk": lambda dim: pa.binary(),
+}
 
 
 @dataclass(frozen=True)
@@ -71,11 +77,11 @@ class Video:
 
     ``geometry`` holds centroid x, centroid y and area share, all 0..1 of the model's square crop (cls:
     centre, 1); ``times`` are seconds; ``mask`` is False where a frame has fewer regions than the artifact's
-    widest.
+    widest. ``embeddings`` are of every token, or of the class token alone where the store keeps no more (topk).
     """
 
     video_id: str
-    embeddings: Float16[np.ndarray, "frames tokens dim"]
+    embeddings: Float16[np.ndarray, "frames held dim"]
     norms: Float32[np.ndarray, "frames tokens"]
     topk_entity: Int32[np.ndarray, "frames tokens topk"]
     topk_score: Float32[np.ndarray, "frames tokens topk"]
@@ -96,7 +102,7 @@ class Alignments:
     failed: dict[str, str]
     fingerprint: str
     keep: int = 8
-    _groups: "OrderedDict[tuple[int, int], dict[str, np.ndarray]]" = field(default_factory=OrderedDict)
+    _groups: "OrderedDict[tuple[int, int], dict[str, Any]]" = field(default_factory=OrderedDict)
 
     @property
     def model(self) -> Mapping[str, Any]:
@@ -123,9 +129,25 @@ class Alignments:
         """Tokens of a frame: cls and the regions."""
         return self.manifest["regions"] + 1
 
+    @property
+    def store(self) -> str:
+        """How embeddings are kept; before version 3 always as fp16."""
+        return self.manifest["config"].get("store", "fp16")
+
+    @property
+    def held(self) -> int:
+        """Tokens of a frame whose embeddings are kept: all, or the class token alone."""
+        return 1 if self.store == "topk" else self.tokens
+
+    def require_regions(self, config: ModelConfig, who: str = "") -> None:
+        """Raise when a model reads embeddings of regions, and there are none; ``who`` begins the message."""
+        if config.reads_regions and self.store == "topk":
+            raise AdapterError(who + without_regions(config, f"alignments {self.path}"))
+
     def bytes_per_video(self) -> int:
         """Memory of one view of a video as ``Video`` holds it."""
-        return self.frames * self.tokens * (2 * self.dim + 8 * self.manifest["config"]["top_k"] + 17)
+        rest = self.tokens * (8 * self.manifest["config"]["top_k"] + 17)
+        return self.frames * (2 * self.dim * self.held + rest)
 
     def group_of(self, video_id: str) -> tuple[int, int]:
         """Shard and row group of a video: videos of one group are read together."""
@@ -147,10 +169,13 @@ class Alignments:
         if slot.rows < 1 or len(rows["video_id"]) != slot.rows or (rows["video_id"] != video_id).any():
             raise _damaged(self.path, slot.shard, f"the rows of {video_id} are not where its marker says")
         if self.views > 1:
-            rows = {name: column[rows["view"] == view] for name, column in rows.items()}
-        return self._assemble(video_id, rows, slot.shard)
+            rows = {name: _where(column, rows["view"] == view) for name, column in rows.items()}
+        try:
+            return self._assemble(video_id, rows, slot.shard)
+        except pa.ArrowInvalid as error:
+            raise _damaged(self.path, slot.shard, f"{video_id}: {reason(error)}") from error
 
-    def _assemble(self, video_id: str, rows: dict[str, np.ndarray], shard: int) -> Video:
+    def _assemble(self, video_id: str, rows: dict[str, Any], shard: int) -> Video:
         f, s = self.frames, self.tokens
         frame, region = rows["frame_index"], rows["region_index"]
         if ((frame < 0) | (frame >= f) | (region < 0) | (region >= s)).any():
@@ -161,10 +186,13 @@ class Alignments:
         if mask.sum() != len(place) or not mask.reshape(f, s)[:, 0].all():
             raise _damaged(self.path, shard, f"{video_id} lacks a frame's cls row or holds a row twice")
 
-        def spread(values: np.ndarray) -> np.ndarray:
-            out = np.zeros((f * s, *values.shape[1:]), values.dtype)
-            out[place] = values
-            return out.reshape(f, s, *values.shape[1:])
+        def spread(values: np.ndarray, tokens: int = s) -> np.ndarray:
+            out = np.zeros((f * tokens, *values.shape[1:]), values.dtype)
+            out[(frame.astype(np.int64) * tokens + region)[region < tokens]] = values
+            return out.reshape(f, tokens, *values.shape[1:])
+
+        if (np.asarray(rows["embedding"].is_valid()) != (region < self.held)).any():
+            raise _damaged(self.path, shard, f"{video_id} has other embeddings than a store of {self.store}")
 
         entity = spread(rows["topk_entity"])
         if entity.min() < 0 or entity.max() >= len(self.entities.names):
@@ -173,7 +201,7 @@ class Alignments:
             )
         return Video(
             video_id,
-            spread(rows["embedding"]),
+            spread(_embeddings(rows, self.dim), self.held),
             spread(rows["norm"]),
             entity,
             spread(rows["topk_score"]),
@@ -182,10 +210,10 @@ class Alignments:
             mask.reshape(f, s),
         )
 
-    def _group(self, shard: int, row_group: int) -> dict[str, np.ndarray]:
+    def _group(self, shard: int, row_group: int) -> dict[str, Any]:
         key = shard, row_group
         if key not in self._groups:
-            self._groups[key] = _read_group(self.path, shard, row_group, self.dim, self.views)
+            self._groups[key] = _read_group(self.path, shard, row_group, self.store, self.dim, self.views)
             while len(self._groups) > self.keep:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(key)
@@ -195,6 +223,8 @@ class Alignments:
 def open_alignments(path: Path) -> Alignments:
     """Open alignments whose every shard is done; otherwise say which are not and what to run."""
     manifest = read_manifest(path, "alignments", MADE_BY)
+    if (store := manifest["config"].get("store", "fp16")) not in STORES:
+        raise AdapterError(f"{path} has store {store!r}; this adapter reads {', '.join(STORES)}")
     columns = _columns(path / "videos.parquet", VIDEO_COLUMNS, f"make it again with `{MADE_BY}`")
     plan = tuple(Planned(*row) for row in zip(*columns, strict=True))
     markers = _read_markers(path, manifest)
@@ -278,26 +308,42 @@ def _columns(file: Path, names: tuple[str, ...], mend: str) -> list[list[Any]]:
     return [table[name].to_pylist() for name in names]
 
 
-def _read_group(path: Path, shard: int, row_group: int, dim: int, views: int) -> dict[str, np.ndarray]:
+def _where(column: Any, chosen: np.ndarray) -> Any:
+    """The chosen rows of a column, in numpy's form or in Arrow's."""
+    return column.filter(pa.array(chosen)) if isinstance(column, pa.Array) else column[chosen]
+
+
+def _read_group(path: Path, shard: int, row_group: int, store: str, dim: int, views: int) -> dict[str, Any]:
+    """Columns of a row group; the embeddings stay in Arrow's form, where a null takes no room."""
     file = path / f"shard-{shard:05d}.parquet"
-    wanted = COLUMNS if views == 1 else (*COLUMNS, "view")
+    wanted = [*COLUMNS, *["view"] * (views > 1), *["scale"] * (store == "int8")]
     try:
         # ParquetFile rather than dataset.to_batches, which leaks and hangs when left half-read (arrow#39808,
         # #45214).
         with pq.ParquetFile(file, memory_map=True, page_checksum_verification=True) as parquet:
-            table = parquet.read_row_group(row_group, columns=list(wanted))
+            table = parquet.read_row_group(row_group, columns=wanted)
     except (OSError, pa.ArrowException, IndexError) as error:
         raise _damaged(path, shard, reason(error)) from error
     if missing := [name for name in wanted if name not in table.column_names]:
         raise _damaged(path, shard, f"it lacks columns {', '.join(missing)}")
+    if (found := table["embedding"].type) != (kind := STORES[store](dim)):
+        raise _damaged(path, shard, f"embeddings are {found}, dim and store of the manifest need {kind}")
     columns = {name: _column(table[name].combine_chunks()) for name in wanted if name != "embedding"}
-    raw = table["embedding"].combine_chunks()
-    if raw.type != pa.binary(2 * dim):
-        raise _damaged(path, shard, f"embeddings are {raw.type}, the manifest's dim needs {2 * dim} bytes")
-    columns["embedding"] = np.frombuffer(raw.buffers()[1], "<f2").reshape(-1, dim)[
-        raw.offset : raw.offset + len(raw)
-    ]
-    return columns
+    return {**columns, "embedding": table["embedding"].combine_chunks()}
+
+
+def _embeddings(rows: dict[str, Any], dim: int) -> Float16[np.ndarray, "held dim"]:
+    """The vectors that rows hold; those of int8 times their scale."""
+    held = rows["embedding"].drop_null()
+    if "scale" in rows:
+        return (_numbers(held, np.dtype(np.int8), dim) * rows["scale"][:, None]).astype(np.float16)
+    return _numbers(held, np.dtype("<f2"), dim)
+
+
+def _numbers(held: pa.Array, kind: np.dtype, dim: int) -> np.ndarray:
+    width = dim * kind.itemsize
+    fixed = held.cast(pa.binary(width))
+    return np.frombuffer(fixed.buffers()[1], kind, len(fixed) * dim, fixed.offset * width).reshape(-1, dim)
 
 
 def _column(array: pa.Array) -> np.ndarray:

@@ -153,6 +153,20 @@ class ModelConfig:
                 "use residual=none and a trained model with it"
             )
 
+    @property
+    def reads_regions(self) -> bool:
+        """Whether embeddings of regions are read, beside those of frames."""
+        return self.model == "alt" and self.context != "cls"
+
+
+def without_regions(config: ModelConfig, alignments: str) -> str:
+    """Why a model that reads regions cannot use alignments that hold embeddings of frames alone."""
+    return (
+        f"context={config.context} reads the embeddings of regions, and {alignments} keep those of frames alone "
+        "(store topk): use context=cls (queries=tracks or aligned need no region's embedding), or "
+        "run `aligner run --store fp16` (or int8) into another folder"
+    )
+
 
 @dataclass(frozen=True)
 class TrainConfig:

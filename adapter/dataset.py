@@ -29,10 +29,11 @@ WINDOW = 8  # row groups that are shuffled together when the data do not fit in 
 class Batch:
     """Videos stacked; tokens are cls (0) and regions, padded where ``mask`` is False.
 
-    ``geometry`` is centroid x, y and area share; ``times`` seconds; ``label`` -1 where unknown.
+    ``embeddings`` are of every token, or of cls alone (store topk); ``geometry`` is centroid x, y and area
+    share; ``times`` seconds; ``label`` -1 where unknown.
     """
 
-    embeddings: Float[Tensor, "videos frames tokens dim"]
+    embeddings: Float[Tensor, "videos frames held dim"]
     norms: Float[Tensor, "videos frames tokens"]
     topk_entity: Int64[Tensor, "videos frames tokens topk"]
     topk_score: Float[Tensor, "videos frames tokens topk"]

@@ -34,7 +34,7 @@ from adapter.artifact import (
     write_table,
 )
 from adapter.checkpoint import load_model
-from adapter.config import AdapterError
+from adapter.config import AdapterError, make_settings
 from adapter.dataset import (
     Sample,
     Selection,
@@ -149,6 +149,7 @@ def open_all(run: Path, alignments: Path, labels: Path, device: str = "auto") ->
     label_set = open_labels(labels, needed["model"], f"run {run.name}")
     chosen = choose_device(device)
     model = load_model(opened_run, chosen)
+    opened.require_regions(make_settings(opened_run.config).model, f"run {run.name}: ")
     return Opened(opened_run, model, opened, label_set, chosen, opened_run.config["logit_scale"])
 
 

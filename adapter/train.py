@@ -85,6 +85,7 @@ def train(
     config, started = settings.train, time.perf_counter()
     device = choose_device(config.device)
     opened = open_alignments(alignments)
+    opened.require_regions(settings.model)
     label_set = open_labels(labels, opened.model)
     data = prepare(opened, label_set, config)
     with seeded(config.seed, config.threads):

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from aligner import __version__
-from aligner.config import AlignerError, did_you_mean
+from aligner.config import STORES, AlignerError, did_you_mean
 
 ARTIFACT = "alignments"
 SCHEMA_VERSION = 3
@@ -70,7 +70,7 @@ _LEFT_BY_RUN = re.compile(rf"{_SHARD}|\.(?:manifest\.json|{_START}|{_SHARD})\.[0
 # The order of the rows of a shard.
 SORTED_BY = ("video_id", "view", "frame_index", "region_index")
 
-# A row group is closed at the first video boundary past this many bytes of embeddings.
+# A row group is closed at the first video boundary past this many bytes of rows, as they lie in memory.
 ROW_GROUP_BYTES = 16 << 20
 
 VIDEOS_SCHEMA = pa.schema(
@@ -122,7 +122,12 @@ def poison_name(shard: int) -> str:
 
 
 def shard_schema(
-    dim: int, patches: int, top_k: int, fingerprint: str, version: int = SCHEMA_VERSION
+    dim: int,
+    patches: int,
+    top_k: int,
+    fingerprint: str,
+    store: str = "fp16",
+    version: int = SCHEMA_VERSION,
 ) -> pa.Schema:
     """Schema of the region rows; units and conventions travel in the metadata of the fields.
 
@@ -142,15 +147,29 @@ def shard_schema(
         ("patch_map", pa.binary(-(-patches // 8)), {"about": "np.packbits of the row-major patches"}),
         ("topk_entity", _list(pa.int32(), top_k), {"about": "entity_id, best first, ties by lower id"}),
         ("topk_score", _list(pa.float32(), top_k), {"unit": "cosine"}),
-        ("embedding", pa.binary(2 * dim), {"dtype": "<f2", "dim": str(dim), "about": "unit length"}),
-        ("norm", pa.float32(), {"about": "length of the embedding before normalising"}),
     ]
     fields = [
         pa.field(name, kind, False, metadata)
         for name, kind, metadata in columns
         if version >= WITH_VIEWS or name != "view"
     ]
+    norm = {"about": "length of the embedding before normalising"}
+    fields += [*_vector_fields(dim, store), pa.field("norm", pa.float32(), False, norm)]
     return pa.schema(fields, {"schema_version": str(version), "fingerprint": fingerprint})
+
+
+def _vector_fields(dim: int, store: str) -> list[pa.Field]:
+    """The columns that hold unit vectors, by store."""
+
+    def embedding(kind: pa.DataType, dtype: str, about: str) -> pa.Field:
+        return pa.field("embedding", kind, store == "topk", {"dtype": dtype, "dim": str(dim), "about": about})
+
+    if store == "int8":
+        scale = pa.field("scale", pa.float32(), False, {"about": "largest entry of the unit vector / 127"})
+        return [embedding(pa.binary(dim), "i1", "times scale: unit length"), scale]
+    if store == "topk":
+        return [embedding(pa.binary(), "<f2", "unit length; of the class token, null for merged regions")]
+    return [embedding(pa.binary(2 * dim), "<f2", "unit length")]
 
 
 def _list(kind: pa.DataType, size: int) -> pa.DataType:
@@ -200,7 +219,7 @@ class ShardWriter:
 
     def __enter__(self) -> "ShardWriter":
         self._pending: list[pa.Table] = []
-        self._group = 0
+        self._group = self._bytes = 0
         nested = {"topk_entity.list.element", "topk_score.list.element"}
         plain = {name for name in self.schema.names if not name.startswith("topk_")}
         self._writer = pq.ParquetWriter(
@@ -226,15 +245,17 @@ class ShardWriter:
         offset = sum(len(table) for table in self._pending)
         self.index[video_id] = {"row_group": self._group, "offset": offset, "rows": len(rows)}
         self.rows += len(rows)
-        self._pending.append(_table(video_id, rows, self.schema))
-        if (offset + len(rows)) * self.schema.field("embedding").type.byte_width >= ROW_GROUP_BYTES:
+        table = _table(video_id, rows, self.schema)
+        self._pending.append(table)
+        self._bytes += table.nbytes
+        if self._bytes >= ROW_GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         if self._pending:
             table = pa.concat_tables(self._pending).combine_chunks()
             self._writer.write_table(table, row_group_size=len(table))
-            self._pending, self._group = [], self._group + 1
+            self._pending, self._group, self._bytes = [], self._group + 1, 0
 
 
 def _table(video_id: str, rows: VideoRows, schema: pa.Schema) -> pa.Table:
@@ -245,13 +266,36 @@ def _table(video_id: str, rows: VideoRows, schema: pa.Schema) -> pa.Table:
         "patch_map": _fixed_binary(rows.patch_map),
         "topk_entity": _fixed_list(rows.topk_entity, schema.field("topk_entity").type),
         "topk_score": _fixed_list(rows.topk_score, schema.field("topk_score").type),
-        "embedding": _fixed_binary(rows.embedding.astype("<f2")),
+        **_vector_columns(rows, schema),
     }
     flat = {"cx": cx, "cy": cy, "x0": x0, "y0": y0, "x1": x1, "y1": y1}
     plain = ("view", "frame_index", "time_s", "region_index", "patches", "norm")
     flat |= {name: getattr(rows, name) for name in plain}
     columns |= {name: pa.array(values, schema.field(name).type) for name, values in flat.items()}
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def _vector_columns(rows: VideoRows, schema: pa.Schema) -> dict[str, pa.Array]:
+    if "scale" in schema.names:
+        numbers, scale = quantised(rows.embedding)
+        return {"embedding": _fixed_binary(numbers), "scale": pa.array(scale)}
+    halves = rows.embedding.astype("<f2")
+    if schema.field("embedding").nullable:
+        held = zip(rows.region_index, halves, strict=True)
+        kept = [vector.tobytes() if region == 0 else None for region, vector in held]
+        return {"embedding": pa.array(kept, pa.binary())}
+    return {"embedding": _fixed_binary(halves)}
+
+
+def quantised(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors [rows, dim] as int8 and a float32 scale [rows]: scale = max |x| / 127, number = round(x / scale).
+
+    Symmetric, so zero stays zero, and no entry of scale * number is further than scale / 2 from x.
+    """
+    exact = vectors.astype(np.float64)
+    scale = (np.abs(exact).max(axis=1) / 127).astype(np.float32)
+    numbers = np.rint(exact / np.where(scale > 0, scale, 1)[:, None])
+    return numbers.astype(np.int8), scale
 
 
 def _fixed_binary(values: np.ndarray) -> pa.Array:
@@ -264,12 +308,30 @@ def _fixed_list(values: np.ndarray, kind: pa.DataType) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=kind)
 
 
-def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """The embedding column as [rows, dim] float16."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    start, width = array.offset * array.type.byte_width, array.type.byte_width
-    data = np.frombuffer(array.buffers()[1], "<f2", len(array) * width // 2, start)
-    return data.reshape(len(array), width // 2)
+def vectors(rows: pa.Table) -> np.ndarray:
+    """The embeddings that rows hold, [held, dim]: float16, or float32 where int8 is multiplied out.
+
+    All rows hold one, except in a store of top-k, where only the class tokens do.
+    """
+    dim = int(rows.schema.field("embedding").metadata[b"dim"])
+    kind = np.dtype(np.int8 if "scale" in rows.column_names else "<f2")
+    width = dim * kind.itemsize
+    held = rows["embedding"].combine_chunks().drop_null().cast(pa.binary(width))
+    data = np.frombuffer(held.buffers()[1], kind, len(held) * dim, held.offset * width).reshape(-1, dim)
+    return data * rows["scale"].to_numpy()[:, None] if "scale" in rows.column_names else data
+
+
+# What compression leaves of an entity (its id halves, its score hardly shrinks), and of all else in a row.
+ENTITY_BYTES, PLACE_BYTES = 5.5, 16
+
+
+def bytes_per_video(frames: int, tokens: int, dim: int, top_k: int, store: str) -> int:
+    """Bytes on disk of a video of ``frames`` x ``tokens`` rows (the class token is one), rather too many than too few.
+
+    Ids of few entities compress better: with a corpus of 50, a store of top-k is a quarter smaller than this.
+    """
+    held = {"fp16": tokens * 2 * dim, "int8": tokens * (dim + 4), "topk": 2 * dim}[store]
+    return round(frames * (held + tokens * (ENTITY_BYTES * top_k + PLACE_BYTES)))
 
 
 def lists(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
@@ -491,7 +553,16 @@ def read_manifest(out: Path) -> dict[str, Any]:
     )
     if len(manifest.get("shard_fingerprints", range(manifest["num_shards"]))) != manifest["num_shards"]:
         raise AlignerError(f"{out / MANIFEST} has a damaged shard_fingerprints; {MADE_BY}")
+    if store_of(manifest) not in STORES:
+        raise AlignerError(
+            f"{out / MANIFEST} has store {store_of(manifest)!r}, expected one of {', '.join(STORES)}; {MADE_BY}"
+        )
     return manifest
+
+
+def store_of(manifest: dict[str, Any]) -> Any:
+    """How a folder keeps embeddings (one of config.STORES); before version 3 always fp16."""
+    return manifest["config"].get("store", "fp16")
 
 
 def checked_manifest(folder: Path, wanted: Contract) -> dict[str, Any]:
@@ -549,7 +620,7 @@ def schema_of(manifest: dict[str, Any]) -> pa.Schema:
     """Schema that the shards of this manifest have."""
     sizes = manifest["dim"], manifest["patches"], manifest["config"]["top_k"]
     fingerprint = manifest.get("settings_fingerprint", manifest["fingerprint"])
-    return shard_schema(*sizes, fingerprint, manifest["schema_version"])
+    return shard_schema(*sizes, fingerprint, store_of(manifest), manifest["schema_version"])
 
 
 def view_count(manifest: dict[str, Any]) -> int:

@@ -115,6 +115,9 @@ Dense = Annotated[
     str, typer.Option(help="Attention of the regions in the last block: none (the model's), value or self.")
 ]
 Precision = Annotated[str, typer.Option(help="Arithmetic of the encoder: fp32 or bf16.")]
+Store = Annotated[
+    str, typer.Option(help="Embeddings to keep: fp16, int8 (half the bytes) or topk (of frames alone).")
+]
 PerShard = Annotated[int, typer.Option(help="Videos per shard, the unit of resuming.")]
 BatchFrames = Annotated[
     int | None,
@@ -194,6 +197,7 @@ def run(
     proportional_attention: Proportional = AlignConfig.proportional_attention,
     dense: Dense = AlignConfig.dense,
     precision: Precision = AlignConfig.precision,
+    store: Store = AlignConfig.store,
     videos_per_shard: PerShard = AlignConfig.videos_per_shard,
     batch_frames: BatchFrames = AlignConfig.batch_frames,
     frame_rate: FrameRate = AlignConfig.frame_rate,
@@ -244,6 +248,7 @@ def plan(
     proportional_attention: Proportional = AlignConfig.proportional_attention,
     dense: Dense = AlignConfig.dense,
     precision: Precision = AlignConfig.precision,
+    store: Store = AlignConfig.store,
     videos_per_shard: PerShard = AlignConfig.videos_per_shard,
     batch_frames: BatchFrames = AlignConfig.batch_frames,
     frame_rate: FrameRate = AlignConfig.frame_rate,

@@ -18,6 +18,8 @@ GPU_PASS = 256
 PRECISIONS = ("fp32", "bf16")
 # What replaces the last block's attention for the regions, see encoder.mix.
 DENSE = ("none", "value", "self")
+# How embeddings are kept, see artifact.py.
+STORES = ("fp16", "int8", "topk")
 AUTO = "auto"
 # How frames are chosen in time, see views.Sampling; the first is the default.
 SAMPLINGS = (UNIFORM, TSN, DENSE_SAMPLING) = ("uniform", "tsn", "dense")
@@ -82,8 +84,10 @@ class AlignConfig:
     proportional_attention: bool = True
     # Attention of the regions in the last block: `none` (as the model has it), `value` (MaskCLIP) or `self` (SCLIP).
     dense: str = "none"
-    # Arithmetic of the encoder; embeddings are stored as fp16 either way.
+    # Arithmetic of the encoder; what is stored is the same kind of number either way.
     precision: str = "fp32"
+    # Embeddings that are stored: `fp16`, `int8` (half the bytes) or `topk` (of frames alone, none of regions).
+    store: str = "fp16"
     # Videos per shard, the unit of resuming and of parallel work.
     videos_per_shard: int = 64
     # Frames a second of a folder of pictures, which is a video too.
@@ -161,6 +165,7 @@ class AlignConfig:
 _CHOICES: dict[str, tuple[object, ...]] = {
     "precision": PRECISIONS,
     "dense": DENSE,
+    "store": STORES,
     "sampling": SAMPLINGS,
     "crops": CROPS,
     "colours": COLOURS,

@@ -176,6 +176,7 @@ def _manifest_content(
         "interpolation": pixels["interpolation"],
         "resize_mode": pixels["resize_mode"],
         "precision": settings.precision,
+        "store": settings.store,
         "fill_color": pixels.get("fill_color", 0),
         "frames_per_pass": frames_per_pass(settings, device),
         "videos_per_shard": settings.videos_per_shard,

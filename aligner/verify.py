@@ -178,12 +178,26 @@ def check_video(video: str, rows: pa.Table, manifest: dict[str, Any]) -> list[st
         problems.append("rows are not in order of view, frame and region")
     if not (rows["patches"].to_numpy().reshape(frames, tokens).sum(1) == manifest["patches"]).all():
         problems.append(f"the regions of a frame do not sum to {manifest['patches']} patches")
-    lengths = np.linalg.norm(artifact.vectors(rows["embedding"]).astype(np.float32), axis=1)
+    return problems + _check_vectors(rows) + _check_matches(rows, manifest["corpus"]["entities"])
+
+
+def _check_vectors(rows: pa.Table) -> list[str]:
+    column = rows.schema.field("embedding")
+    wanted = (rows["region_index"].to_numpy() == 0) | (not column.nullable)
+    if not np.array_equal(rows["embedding"].is_valid().to_numpy(), wanted):
+        return ["an embedding is missing, or there where the store has none"]
+    vectors = artifact.vectors(rows).astype(np.float32)
+    lengths = np.linalg.norm(vectors, axis=1)
     if not np.isfinite(lengths).all():
-        problems.append("an embedding has NaN or infinity")
-    elif np.abs(lengths - 1).max() > UNIT_TOLERANCE:
-        problems.append("an embedding is not of unit length")
-    return problems + _check_matches(rows, manifest["corpus"]["entities"])
+        return ["an embedding has NaN or infinity"]
+    if (np.abs(lengths - 1) > UNIT_TOLERANCE + _rounding(rows, vectors.shape[1])).any():
+        return ["an embedding is not of unit length"]
+    return []
+
+
+def _rounding(rows: pa.Table, dim: int) -> np.ndarray | float:
+    """The most that int8 can change a row's length: half a step in each of ``dim`` directions."""
+    return rows["scale"].to_numpy() * dim**0.5 / 2 if "scale" in rows.column_names else 0.0
 
 
 def _views(rows: pa.Table) -> Int64[np.ndarray, " rows"]:
@@ -217,7 +231,7 @@ def summary(out: Path) -> list[str]:
         f"frames: {settings['frames']} per view, {artifact.view_count(manifest)} view(s) per video "
         f"({settings.get('sampling')}), {settings['image_size'][0]} px, {settings['decoder']}",
         f"regions: {manifest['regions']} of {manifest['patches']} patches (merge {settings['merge']}), "
-        f"{manifest['dim']} dimensions, {settings['precision']}",
+        f"{manifest['dim']} dimensions, {settings['precision']}, stored as {artifact.store_of(manifest)}",
         f"entities: top {manifest['top_k']} of {manifest['corpus']['entities']}",
         f"fingerprint: {manifest['fingerprint'][:12]}",
     ]

@@ -104,6 +104,9 @@ class AlignmentsSection(Section):
     proportional_attention: bool = Field(True, description="Merged tokens count by their size in attention.")
     dense: str = Field("none", description="Attention of the regions in the last block: none, value or self.")
     precision: str = Field("fp32", description="fp32 or bf16.")
+    store: Literal["fp16", "int8", "topk"] = Field(
+        "fp16", description="Embeddings to keep: fp16, int8, or topk (of frames alone)."
+    )
     videos_per_shard: int = Field(64, description="Videos per shard, the unit of resuming.")
     decode_workers: int = Field(2, description="Processes that decode ahead.")
 
@@ -202,7 +205,8 @@ def check_config(
         refuse(name, [*map(_problem, error.errors()), *_adapter_problems(raw.get("adapters"))])
     resolved = resolve(config, base)
     missing = _missing_inputs(resolved) if inputs else []
-    refuse(name, [*_dangling(config), *_adapter_problems(raw.get("adapters")), *missing])
+    adapters = _adapter_problems(raw.get("adapters"), config.alignments.store)
+    refuse(name, [*_dangling(config), *adapters, *missing])
     return resolved
 
 
@@ -306,9 +310,9 @@ def _plain(name: str) -> bool:
     return bool(name) and not name.startswith(".") and not set(name) & set("/\\")
 
 
-def _adapter_problems(sections: Any) -> list[str]:
+def _adapter_problems(sections: Any, store: str = "fp16") -> list[str]:
     """Unknown or impossible options of the adapters, in the stage's own words."""
-    from adapter.config import AdapterError, make_settings
+    from adapter.config import AdapterError, make_settings, without_regions
 
     problems = []
     for name, section in sections.items() if isinstance(sections, dict) else ():
@@ -318,9 +322,12 @@ def _adapter_problems(sections: Any) -> list[str]:
             else {}
         )
         try:
-            make_settings(options)
+            model = make_settings(options).model
         except AdapterError as error:
             problems.append(f"adapters.{name}: {error}")
+            continue
+        if store == "topk" and model.reads_regions:
+            problems.append(f"adapters.{name}: {without_regions(model, 'alignments')}")
     return problems
 
 

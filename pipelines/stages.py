@@ -81,6 +81,7 @@ def align(config: PipelineConfig, layout: Layout, corpus: Path | None = None, fo
         proportional_attention=section.proportional_attention,
         dense=section.dense,
         precision=section.precision,
+        store=section.store,
         videos_per_shard=section.videos_per_shard,
         decode_workers=section.decode_workers,
         device=config.device,

@@ -144,20 +144,32 @@ def seen(video, view):
     return replace(video, seed=video.seed + 7_919 * view)
 
 
-def viewed_table(video, world, views):
+def viewed_table(video, world, views, store):
     """Region rows of a video; with ``views`` (of contract version 3) those of each, and a column that tells."""
     if views is None:
-        return region_table(video, world)
-    tables = [region_table(seen(video, view), world) for view in range(views)]
+        return region_table(video, world, store)
+    tables = [region_table(seen(video, view), world, store) for view in range(views)]
     column = np.repeat(np.arange(views), [len(table) for table in tables])
     return pa.concat_tables(tables).add_column(1, "view", pa.array(column, pa.int16()))
 
 
-def region_table(video, world):
+def vector_columns(vectors, region, store):
+    half = vectors.astype("<f2")
+    if store == "topk":
+        cls = [v.tobytes() if r == 0 else None for v, r in zip(half, region, strict=True)]
+        return {"embedding": pa.array(cls, pa.binary())}
+    if store == "int8":
+        scale = (np.abs(half).max(1).astype(np.float64) / 127).astype(np.float32)
+        numbers = np.rint(half.astype(np.float64) / scale[:, None]).astype(np.int8)
+        rows = [v.tobytes() for v in numbers]
+        return {"embedding": pa.array(rows, pa.binary(DIM)), "scale": pa.array(scale)}
+    return {"embedding": pa.array([v.tobytes() for v in half], pa.binary(2 * DIM))}
+
+
+def region_table(video, world, store="fp16"):
     rows = rows_of(video, world)
     n = len(rows["frame"])
     f32 = lambda values: pa.array(values.astype(np.float32))  # noqa: E731
-    half = rows["embedding"].astype("<f2")
     cx, cy = rows["centre"].T
     return pa.table(
         {
@@ -174,15 +186,15 @@ def region_table(video, world):
                 pa.array(rows["ids"].reshape(-1), pa.int32()), TOPK
             ),
             "topk_score": pa.FixedSizeListArray.from_arrays(f32(rows["scores"].reshape(-1)), TOPK),
-            "embedding": pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(2 * DIM), n, [None, pa.py_buffer(half.tobytes())]
-            ),
+            **vector_columns(rows["embedding"], rows["region"], store),
             "norm": f32(rows["norm"]),
         }
     )
 
 
-def write_alignments(path, videos, world=None, model=MODEL, num_shards=2, per_group=5, views=None):
+def write_alignments(
+    path, videos, world=None, model=MODEL, num_shards=2, per_group=5, views=None, store="fp16"
+):
     world = world or World()
     path.mkdir(parents=True)
     videos = sorted(videos, key=lambda v: v.video_id)
@@ -210,7 +222,7 @@ def write_alignments(path, videos, world=None, model=MODEL, num_shards=2, per_gr
         "top_k": TOPK,
         "num_shards": num_shards,
         "videos": len(videos),
-        "config": {"frames": FRAMES, "top_k": TOPK},
+        "config": {"frames": FRAMES, "top_k": TOPK, "store": store},
         "corpus": {"fingerprint": "c" * 64, "entities": ENTITIES, "model": model},
     }
     if views is not None:
@@ -219,15 +231,15 @@ def write_alignments(path, videos, world=None, model=MODEL, num_shards=2, per_gr
     (path / "manifest.json").write_text(json.dumps(body))
     for shard in range(num_shards):
         members = [v for v in videos if shard_of[v.video_id] == shard]
-        write_shard(path, shard, members, world, body["fingerprint"], per_group, views)
+        write_shard(path, shard, members, world, body["fingerprint"], per_group, views, store)
     return path
 
 
-def write_shard(path, shard, members, world, fingerprint, per_group, views=None):
+def write_shard(path, shard, members, world, fingerprint, per_group, views=None, store="fp16"):
     good = [v for v in members if not v.failed]
     file, index = path / f"shard-{shard:05d}.parquet", {}
-    tables = [viewed_table(v, world, views) for v in good]
-    schema = viewed_table(World().video("x", "x", None, 0, 0), world, views).schema
+    tables = [viewed_table(v, world, views, store) for v in good]
+    schema = viewed_table(World().video("x", "x", None, 0, 0), world, views, store).schema
     with pq.ParquetWriter(file, schema, use_dictionary=["video_id"], write_page_checksum=True) as writer:
         for group, start in enumerate(range(0, len(good), per_group)):
             offset = 0

@@ -1,10 +1,14 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from adapter.alignments import open_alignments
-from adapter.config import AdapterError
+from adapter.config import AdapterError, make_settings
+from adapter.evaluate import evaluate
+from adapter.explain import explain
+from adapter.train import train
 
 
 def test_rows_come_back_in_their_places(tmp_path, toy):
@@ -135,4 +139,87 @@ def test_another_artifact_or_a_newer_version_is_refused(tmp_path, toy, label_set
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 4}))
     with pytest.raises(AdapterError, match="has schema version 4, this adapter .* reads up to 3"):
+        open_alignments(path)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory, toy):
+    """The learnable set with every store."""
+    root, videos = tmp_path_factory.mktemp("stores"), toy.world.learnable()
+    videos[0].regions = toy.regions - 1
+    return {
+        store: toy.write_alignments(root / store, videos, store=store) for store in ("fp16", "int8", "topk")
+    }
+
+
+def test_every_store_reads_as_far_as_it_holds(stores):
+    opened = {store: open_alignments(path) for store, path in stores.items()}
+    videos = {store: list(alignments.read(alignments.index)) for store, alignments in opened.items()}
+    for whole, small, cls in zip(*videos.values(), strict=True):
+        exact, read = whole.embeddings.astype(np.float32), small.embeddings.astype(np.float32)
+        # Half a step of int8, and the rounding of the result to fp16.
+        bound = np.abs(exact).max(-1, keepdims=True) / 127 / 2 + 2.0**-11 * np.abs(exact)
+        assert (np.abs(exact - read) <= bound).all()
+        np.testing.assert_array_equal(cls.embeddings, whole.embeddings[:, :1])
+        for other in (small, cls):
+            for name in ("topk_entity", "topk_score", "geometry", "times", "norms", "mask"):
+                np.testing.assert_array_equal(getattr(other, name), getattr(whole, name))
+    saved = opened["fp16"].bytes_per_video() - opened["topk"].bytes_per_video()
+    assert saved == whole.embeddings.nbytes - cls.embeddings.nbytes
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"queries": "tracks", "context": "cls"},
+        {"queries": "aligned", "context": "cls", "residual": "cls"},
+        {"queries": "cls", "context": "cls"},
+        {"model": "adapt_then_align"},
+        {"model": "mean_pool"},
+    ],
+)
+def test_without_region_embeddings_the_same_model_is_trained(stores, label_set, tmp_path, options):
+    chosen = {"blocks": 1, "epochs": 1, "batch_size": 16, "device": "cpu", **options}
+    for store in ("fp16", "topk"):
+        train(stores[store], label_set, tmp_path / store, make_settings(chosen))
+    weights = [(tmp_path / store / "model.safetensors").read_bytes() for store in ("fp16", "topk")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("context", ["regions", "pooled"])
+def test_a_model_that_reads_regions_says_what_to_do_without_them(stores, label_set, tmp_path, context):
+    settings = make_settings({"context": context, "blocks": 1, "epochs": 0, "device": "cpu"})
+    why = f"context={context} reads the embeddings of regions, .*use context=cls .*`aligner run --store fp16`"
+    with pytest.raises(AdapterError, match=f"^{why}"):
+        train(stores["topk"], label_set, tmp_path / "run", settings)
+    assert not (tmp_path / "run").exists()
+    train(stores["int8"], label_set, tmp_path / "run", settings)
+    with pytest.raises(AdapterError, match=f"run run: {why}"):
+        evaluate(tmp_path / "run", stores["topk"], label_set)
+
+
+def test_entities_are_explained_without_region_embeddings(stores, label_set, tmp_path):
+    settings = make_settings(
+        {"queries": "tracks", "context": "cls", "blocks": 1, "epochs": 0, "device": "cpu"}
+    )
+    train(stores["topk"], label_set, tmp_path / "run", settings)
+    whole, cls = (
+        explain(tmp_path / "run", stores[store], label_set, max_videos=2) for store in ("fp16", "topk")
+    )
+    assert whole == cls and len(cls) == 2
+
+
+def test_a_store_that_does_not_fit_its_manifest_is_refused(stores, tmp_path):
+    for told, found in (("fp16", "int8"), ("int8", "topk"), ("topk", "fp16")):
+        path = tmp_path / told
+        shutil.copytree(stores[found], path)
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["config"]["store"] = told
+        (path / "manifest.json").write_text(json.dumps(manifest))
+        opened = open_alignments(path)
+        with pytest.raises(AdapterError, match="shard 0 of .* is damaged: .*run `aligner verify"):
+            list(opened.read(opened.index))
+    manifest["config"]["store"] = "int4"
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(AdapterError, match="has store 'int4'; this adapter reads fp16, int8, topk"):
         open_alignments(path)

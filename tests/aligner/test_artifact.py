@@ -42,7 +42,8 @@ def write(path: Path, lengths: list[int]) -> ShardWriter:
 
 
 def test_round_trip_and_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifact, "ROW_GROUP_BYTES", 7 * 2 * DIM)
+    seven = artifact._table("v0", video_rows(7, 0), shard_schema(DIM, PATCHES, TOP_K, "f" * 64)).nbytes
+    monkeypatch.setattr(artifact, "ROW_GROUP_BYTES", seven)
     lengths = [3, 4, 2, 9, 1]
     writer = write(tmp_path / "s.parquet", lengths)
     file = pq.ParquetFile(tmp_path / "s.parquet")
@@ -54,7 +55,7 @@ def test_round_trip_and_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         table = file.read_row_group(where["row_group"]).slice(where["offset"], where["rows"])
         wanted = video_rows(rows, place)
         assert table["video_id"].to_pylist() == [f"v{place}"] * rows
-        np.testing.assert_array_equal(artifact.vectors(table["embedding"]), wanted.embedding)
+        np.testing.assert_array_equal(artifact.vectors(table), wanted.embedding)
         np.testing.assert_array_equal(artifact.lists(table["topk_entity"]), wanted.topk_entity)
         np.testing.assert_array_equal(artifact.lists(table["topk_score"]), wanted.topk_score)
         assert [list(value) for value in table["patch_map"].to_pylist()] == wanted.patch_map.tolist()
@@ -79,7 +80,7 @@ def test_layout_is_as_agreed(tmp_path: Path) -> None:
 
 
 def test_the_schema_before_views_is_the_same_without_them() -> None:
-    now, before = (shard_schema(DIM, PATCHES, TOP_K, "f" * 64, version) for version in (3, 2))
+    now, before = (shard_schema(DIM, PATCHES, TOP_K, "f" * 64, version=version) for version in (3, 2))
     assert now.field(1).name == "view"
     assert now.remove(1).equals(before.with_metadata(now.metadata), check_metadata=True)
     assert before.metadata[b"schema_version"] == b"2"

@@ -65,7 +65,7 @@ def test_rows_equal_a_plain_computation(settings: Callable, tiny_clip: str) -> N
     rows = artifact.read_video(config.out, "run/2.mp4")
     first = rows["region_index"].to_numpy() == 0
     unit = cls / np.linalg.norm(cls, axis=1, keepdims=True)
-    np.testing.assert_allclose(artifact.vectors(rows["embedding"])[first], unit, atol=5e-4)
+    np.testing.assert_allclose(artifact.vectors(rows)[first], unit, atol=5e-4)
     np.testing.assert_allclose(rows["norm"].to_numpy()[first], np.linalg.norm(cls, axis=1), rtol=1e-4)
     np.testing.assert_allclose(rows["time_s"].to_numpy()[first], [f.time_s for f in frames])
     entities = pq.read_table(config.corpus / "entities.parquet")["embedding"].to_pylist()

@@ -44,7 +44,7 @@ def test_every_damage_is_listed(done: Path) -> None:
 
 def test_damage_in_a_page_is_named_by_its_checksum(done: Path) -> None:
     shard = done / artifact.shard_name(0)
-    vectors = artifact.vectors(pq.read_table(shard)["embedding"])
+    vectors = artifact.vectors(pq.read_table(shard))
     data = bytearray(shard.read_bytes())
     data[data.find(vectors[:4].tobytes())] ^= 1
     shard.write_bytes(data)
@@ -69,6 +69,22 @@ def test_missing_files_and_a_changed_manifest(done: Path) -> None:
         "entities.parquet is not the file that the manifest describes (sha256 differs)",
         "manifest.json was changed: its fingerprint does not fit its content",
     ]
+
+
+def test_a_folder_of_version_2_is_whole_as_it_is(settings: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 2 had the rows of today's fp16, and no word for it in the manifest."""
+    monkeypatch.setattr(artifact, "SCHEMA_VERSION", 2)
+    content = run._manifest_content
+    monkeypatch.setattr(run, "_manifest_content", lambda *given: _without_store(content(*given)))
+    run.run(settings())
+    monkeypatch.undo()
+    assert "store" not in artifact.read_manifest(settings().out)["config"]
+    assert verify(settings().out) == [] and "stored as fp16" in "\n".join(summary(settings().out))
+
+
+def _without_store(content: dict) -> dict:
+    del content["config"]["store"]
+    return content
 
 
 def test_a_folder_of_version_1_is_still_read(done: Path) -> None:
@@ -120,7 +136,7 @@ def with_column(rows: pa.Table, name: str, values: pa.Array) -> pa.Table:
 )
 def test_wrong_rows(done: Path, damage: str, problem: str) -> None:
     rows = artifact.read_video(done, "run/0.mp4").combine_chunks()
-    vectors = artifact.vectors(rows["embedding"]).copy()
+    vectors = artifact.vectors(rows).copy()
     kind = rows.schema.field("topk_score").type
     if damage == "short":
         rows = rows.slice(1)

@@ -255,7 +255,7 @@ def test_clips_and_crops_are_rows(viewed: Callable) -> None:
 
     clips = sample_views(config.videos / "1.mp4", Sampling(3, clips=2))
     encode, cutter = engine.FrameEncoder(job), Cutter(tuple(job.manifest["config"]["image_size"]), crops=3)
-    vectors = artifact.vectors(rows["embedding"]).reshape(6, 3, tokens, -1)
+    vectors = artifact.vectors(rows).reshape(6, 3, tokens, -1)
     times = rows["time_s"].to_numpy().reshape(6, 3, tokens)
     for view, row in enumerate(job.manifest["views"]):
         clip, crop = clips[row["clip"]], ("middle", "start", "end").index(row["crop"])

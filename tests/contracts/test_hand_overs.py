@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from adapter.alignments import open_alignments
+from adapter.alignments import Alignments, Video, open_alignments
 from adapter.config import AdapterError
 from adapter.labels import open_labels
 from aligner import artifact as alignments_artifact
@@ -172,7 +172,7 @@ def test_views_are_the_same_rows_for_aligner_adapter_and_report(
     for view in range(6):
         (video,) = opened.read(["a.mp4"], view)
         mine = rows.filter(pc.equal(rows["view"], view))
-        vectors = alignments_artifact.vectors(mine["embedding"])
+        vectors = alignments_artifact.vectors(mine)
         np.testing.assert_array_equal(video.embeddings.reshape(vectors.shape), vectors)
         times.append(video.times.tolist())
     # Three crops of a draw show the same moments; what the report draws are those of the first.
@@ -188,6 +188,28 @@ def test_views_are_the_same_rows_for_aligner_adapter_and_report(
     (first,) = opened.read(["a.mp4"])
     np.testing.assert_array_equal(card.topk_entity, first.topk_entity)
     assert "first of 6 views" in notices(manifest)[0]
+
+
+def test_adapter_reads_every_store_that_the_aligner_writes(
+    alignments: Path, corpus: Path, tiny_clip: str, tmp_path: Path
+) -> None:
+    (broken,) = alignments.parent.glob(f"videos[0-9]/{LABELS[0]}/broken.mp4")
+    options = {"frames": 4, "merge": 3, "top_k": 3, "videos_per_shard": 2, "device": "cpu"}
+    whole = {video.video_id: video for video in _read_all(open_alignments(alignments))}
+    for store in ("int8", "topk"):
+        out = tmp_path / store
+        run(AlignConfig(broken.parents[1], corpus, tiny_clip, out=out, store=store, **options))
+        opened = open_alignments(out)
+        for video in _read_all(opened):
+            exact = whole[video.video_id].embeddings.astype(np.float32)[:, : opened.held]
+            step = np.abs(exact).max(-1, keepdims=True) / 127 if store == "int8" else 0
+            assert (np.abs(video.embeddings - exact) <= step / 2 + 2.0**-11 * np.abs(exact)).all()
+            np.testing.assert_array_equal(video.topk_score, whole[video.video_id].topk_score)
+        assert alignments_artifact.store_of(opened.manifest) == opened.store == store
+
+
+def _read_all(opened: Alignments) -> list[Video]:
+    return list(opened.read(sorted(opened.index)))
 
 
 def test_stored_scores_are_the_cosines_of_stored_vectors(alignments: Path, corpus: Path) -> None:

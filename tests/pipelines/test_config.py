@@ -65,6 +65,19 @@ def test_the_adapters_own_options_are_checked_too() -> None:
     assert "adapters.alt: unknown option 'epocks' (did you mean 'epochs'?)" in problems(changed)
 
 
+def test_a_store_without_regions_is_refused_before_anything_runs() -> None:
+    changed = raw()
+    changed["alignments"]["store"] = "topk"
+    text = problems(changed)
+    assert (
+        "adapters.alt: context=regions reads the embeddings of regions" in text and "use context=cls" in text
+    )
+    changed["adapters"]["alt"] = {"labels": "train", "queries": "tracks", "context": "cls"}
+    assert check_config(changed, Path("."), inputs=False).alignments.store == "topk"
+    changed["alignments"]["store"] = "fp8"
+    assert "alignments.store: Input should be 'fp16', 'int8' or 'topk', got 'fp8'" in problems(changed)
+
+
 def test_all_problems_are_reported_together() -> None:
     changed = raw()
     changed["modle"] = "x"

@@ -49,12 +49,14 @@ def test_an_adapter_option_leaves_corpus_and_alignments_alone(copy: PipelineConf
 
 
 def test_another_corpus_realigns_everything_behind_it(copy: PipelineConfig) -> None:
-    found = states(with_changes(copy, "corpus", body_parts=False))
+    changed = with_changes(copy, "corpus", body_parts=False)
+    found = states(with_changes(changed, "alignments", store="int8"))
     assert found["corpus"] == found["alignments"] == found["train/alt"] == "done"
     assert found["labels/train"] == "up to date"
     manifest = json.loads((copy.out / "alignments" / "manifest.json").read_text())
     corpus = json.loads((copy.out / "corpus" / "manifest.json").read_text())
     assert manifest["corpus"]["fingerprint"] == corpus["fingerprint"]
+    assert manifest["config"]["store"] == "int8"
 
 
 def test_views_go_from_the_config_to_the_scores_and_the_report(copy: PipelineConfig) -> None:
