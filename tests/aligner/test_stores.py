@@ -133,6 +133,7 @@ def clip_like(seed: int) -> VideoRows:
     kinds = {"patches": np.int16, "centroid_xy": np.float32, "box_xyxy": np.float32, "patch_map": np.uint8}
     scores = -np.sort(-rng.normal(0.2, 0.04, (FRAMES * tokens, TOP_K)))
     return VideoRows(
+        view=np.zeros(FRAMES * tokens, np.int16),
         frame_index=np.repeat(np.arange(FRAMES, dtype=np.int32), tokens),
         time_s=np.repeat(np.arange(FRAMES) * 1.25 + 0.625, tokens),
         region_index=np.tile(np.arange(tokens, dtype=np.int16), FRAMES),
