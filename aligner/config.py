@@ -19,6 +19,7 @@ PRECISIONS = ("fp32", "bf16")
 # What replaces the last block's attention for the regions, see encoder.mix.
 DENSE = ("none", "value", "self")
 AUTO = "auto"
+LAUNCHERS = ("local", "ray")
 SAMPLING = "middle-of-segments"
 
 
@@ -99,6 +100,13 @@ class AlignConfig:
     shard_index: int = 0
     # Or it takes just these, such as `3,7-9`; numbers beyond the last shard are nobody's.
     shards: str | None = None
+    # Processes that fill these shards side by side; `auto` is one per GPU, on Ray as many as the cluster has room for.
+    processes: int | str = AUTO
+    # Where they run: `local`, on this machine, or `ray`, on a Ray cluster.
+    launcher: str = "local"
+    # Address of the cluster, by default that of RAY_ADDRESS or a Ray started for this run; cores of a process there.
+    ray_address: str | None = None
+    ray_cpus: int = 2
 
     @property
     def shares_work(self) -> bool:
@@ -106,18 +114,12 @@ class AlignConfig:
         return self.num_shards > 1 or self.shards is not None
 
     def __post_init__(self) -> None:
-        if isinstance(self.merge, str) and self.merge != AUTO:
-            raise AlignerError(f"--merge must be a whole number or {AUTO}, got {self.merge!r}")
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value != AUTO and value < least:
-                raise AlignerError(f"{_option(name)} must be at least {least}, got {value}")
+        self._check_numbers()
         if not self.video_seconds > 0:
             raise AlignerError(f"--video-seconds must be above 0, got {self.video_seconds}")
-        if self.precision not in PRECISIONS:
-            raise AlignerError(f"--precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if self.dense not in DENSE:
-            raise AlignerError(f"--dense must be one of {', '.join(DENSE)}, got {self.dense!r}")
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise AlignerError(f"{_option(name)} must be one of {', '.join(choices)}, got {value!r}")
         if not 0 < self.frame_rate < float("inf"):
             raise AlignerError(f"--frame-rate must be above 0, got {self.frame_rate}")
         if self.shards is not None:
@@ -127,7 +129,16 @@ class AlignConfig:
                 f"--shard-index must be below --num-shards {self.num_shards}, got {self.shard_index}"
             )
 
+    def _check_numbers(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if isinstance(value, str) and value != AUTO:
+                raise AlignerError(f"{_option(name)} must be a whole number or {AUTO}, got {value!r}")
+            if value is not None and value != AUTO and value < least:
+                raise AlignerError(f"{_option(name)} must be at least {least}, got {value}")
 
+
+_CHOICES = {"precision": PRECISIONS, "dense": DENSE, "launcher": LAUNCHERS}
 _LEAST = {
     "frames": 1,
     "merge": 0,
@@ -138,11 +149,13 @@ _LEAST = {
     "grace_seconds": 0,
     "num_shards": 1,
     "shard_index": 0,
+    "processes": 1,
+    "ray_cpus": 1,
 }
 
 
 def parse_merge(given: int | str) -> int | str:
-    """``--merge`` as given on a command line: a number if it is one; AlignConfig judges the rest."""
+    """``--merge`` or ``--processes`` as given on a command line: a number if it is one; AlignConfig judges the rest."""
     try:
         return int(given)
     except ValueError:
