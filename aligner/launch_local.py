@@ -57,13 +57,14 @@ class LocalPool:
             [sys.executable, "-c", START, PACKAGES],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=self._environment(worker),
+            env=self.environment(worker),
         )
         self.running[worker] = process
         threading.Thread(target=self._listen, args=(worker, process), daemon=True).start()
         self._tell(worker, task)
 
-    def _environment(self, worker: int) -> dict[str, str]:
+    def environment(self, worker: int) -> dict[str, str]:
+        """Of a worker: its GPU, and its share of the processor cores unless the user has set threads."""
         env = dict(os.environ)
         env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self.size)))
         if self.gpus:
