@@ -39,6 +39,8 @@ class RayPool:
 
     def __init__(self, settings: AlignConfig) -> None:
         self.ray = _ray()
+        self.actors: dict[int, Any] = {}
+        self.calls: dict[Any, int] = {}
         self.own = not self.ray.is_initialized()
         if self.own:
             self._connect(settings.ray_address)
@@ -53,8 +55,6 @@ class RayPool:
                 f"no node of the Ray cluster has {settings.ray_cpus} processor cores"
                 f"{' and a GPU' if self.gpu else ''}; give a smaller --ray-cpus"
             )
-        self.actors: dict[int, Any] = {}
-        self.calls: dict[Any, int] = {}
 
     def _connect(self, address: str | None) -> None:
         try:

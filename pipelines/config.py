@@ -99,6 +99,9 @@ class AlignmentsSection(Section):
     precision: str = Field("fp32", description="fp32 or bf16.")
     videos_per_shard: int = Field(64, description="Videos per shard, the unit of resuming.")
     decode_workers: int = Field(2, description="Processes that decode ahead.")
+    processes: int | Literal["auto"] = Field(
+        "auto", description="Processes that share the videos, or auto: one per GPU."
+    )
 
 
 class AdapterSection(Section):
