@@ -22,6 +22,8 @@ TRIES = 3
 PART = 4
 # Seconds beyond the grace time in which workers may still tell that they have stopped.
 PATIENCE_S = 10.0
+# Seconds without a word from anybody after which the user is told that no worker can be had.
+SILENCE_S = 60.0
 
 Message = dict[str, Any]
 """What a worker says: ``{"idle": True}``, ``{"done": shard, "counts": ...}``, ``{"stopped": True}`` or
@@ -147,9 +149,10 @@ class Launch:
         self.idle: set[int] = set()
         self.lost = self.false_starts = 0
         self.told = stop.deadline
+        self.heard = time.monotonic()
 
-    def run(self, done: Callable[[int, dict[str, Any]], object]) -> None:
-        """Go on until every shard is finished, which ``done`` is told, or given up.
+    def run(self, done: Callable[[int, dict[str, Any]], object], warn: Callable[[str], object]) -> None:
+        """Go on until every shard is finished, which ``done`` is told, or given up; ``warn`` is told of a standstill.
 
         Raises:
             Stopped: a stop was asked for; finished shards are kept.
@@ -162,6 +165,9 @@ class Launch:
                 self._give()
             for worker, message in self.pool.messages(POLL_S):
                 self._hear(worker, message, done)
+            if not self.schedule.held and time.monotonic() > self.heard + SILENCE_S:
+                warn(f"no process could be started for {SILENCE_S:.0f} s: is there no room for one?")
+                self.heard = time.monotonic()
 
     def _have_stopped(self) -> bool:
         """Pass the wish to stop on, and whether it is fulfilled; who does not answer is not waited for."""
@@ -181,6 +187,7 @@ class Launch:
             self.pool.start(worker, self.task)
 
     def _hear(self, worker: int, message: Message, done: Callable[[int, dict[str, Any]], object]) -> None:
+        self.heard = time.monotonic()
         match message:
             case {"done": shard, "counts": counts}:
                 self.schedule.done(worker, shard)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,10 @@ class LocalPool:
             assert process.stdin is not None
             with contextlib.suppress(OSError):  # what was not yet sent to a dead process
                 process.stdin.close()
+        end = time.monotonic() + END_S
         for process in self.running.values():
             try:
-                process.wait(END_S)
+                process.wait(max(0.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

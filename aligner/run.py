@@ -353,7 +353,7 @@ def run(
         for text in report.warnings:
             warn(text)
         videos = sum(len(job.plan.shard(shard)) for shard in todo)
-        work = partial(_launch, pool, launch.task_of(job, settings)) if pool else partial(_fill, job)
+        work = partial(_launch, pool, launch.task_of(job, settings), warn) if pool else partial(_fill, job)
         del job  # with a pool the model is the workers' to hold
         if todo:
             with _stop_signals(settings.grace_seconds) as stop, display(videos) as progress:
@@ -413,6 +413,7 @@ def _fill(job: Job, todo: list[int], report: AlignReport, progress: Progress, st
 def _launch(
     pool: launch.Pool,
     task: launch.Message,
+    warn: Callable[[str], object],
     todo: list[int],
     report: AlignReport,
     progress: Progress,
@@ -428,7 +429,7 @@ def _launch(
 
     work = launch.Launch(pool, task, todo, stop)
     try:
-        work.run(done)
+        work.run(done, warn)
     except Stopped:
         report.stopped = True
     report.lost_processes = work.lost

@@ -126,6 +126,14 @@ def alive(pid: int) -> bool:
         return False
 
 
+def is_actor(pid: int) -> bool:
+    """Whether Ray runs an actor of ours in a process."""
+    try:
+        return b"ray::Actor" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
 def wait_until(met: Callable[[], object], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not met():
@@ -337,35 +345,38 @@ def test_a_cluster_without_room_is_refused(on_ray: AlignConfig) -> None:
 def test_a_node_that_is_lost_in_the_middle_costs_nothing(
     on_ray: AlignConfig, whole: dict[str, bytes], cluster: object
 ) -> None:
-    (node,) = cluster.worker_nodes
-    raylet = node.all_processes["raylet"][0].process.pid
+    cluster.add_node(num_cpus=1)
+    lost: set[str] = set()
 
     def begun() -> set[str]:
-        names = {path.name for path in on_ray.out.glob("*.json")}
-        return {
-            name[-10:] for name in names if name.startswith("timings-") and f"shard-{name[-10:]}" not in names
-        }
+        """Shards that are at hand."""
+        done = {path.name for path in on_ray.out.glob("shard-*.json")}
+        found = {path.name.replace("timings", "shard") for path in on_ray.out.glob("timings-*.json")}
+        return found - done
 
-    lost = set()
+    def processes_of(node: object) -> list[int]:
+        return descendants(node.all_processes["raylet"][0].process.pid)
 
     def sabotage() -> None:
-        """Stop the node's processes while they have a shard at hand; then the node is gone and another joins."""
+        """Stop the node's processes while they have a shard at hand; then the node is gone."""
+        nodes = cluster.worker_nodes
+        wait_until(lambda: any(map(is_actor, [pid for node in nodes for pid in processes_of(node)])))
+        (node,) = (node for node in nodes if any(map(is_actor, processes_of(node))))
         while not lost:
             wait_until(begun)
-            family = descendants(raylet)
+            family = processes_of(node)
             for pid in family:
                 os.kill(pid, signal.SIGSTOP)
             lost.update(begun())
             for pid in family if not lost else ():
                 os.kill(pid, signal.SIGCONT)
-        cluster.add_node(num_cpus=1)
         cluster.remove_node(node, allow_graceful=False)
         for pid in filter(alive, family):
             os.kill(pid, signal.SIGKILL)
 
     saboteur = threading.Thread(target=sabotage)
     saboteur.start()
-    report = run.run(on_ray)
+    report = run.run(replace(on_ray, processes=1))
     saboteur.join()
     assert report.exit_code == 2 and report.lost_processes == 1 and len(lost) == 1
     assert tree(on_ray.out) == whole
