@@ -38,23 +38,36 @@ class RayPool:
     """See launch.Pool; connects to the cluster of the settings, or starts a Ray of this machine."""
 
     def __init__(self, settings: AlignConfig) -> None:
+        if settings.device not in ("auto", "cpu", "cuda"):
+            raise AlignerError(
+                f"--device {settings.device} names a GPU of one machine; on Ray give auto, cuda or cpu"
+            )
         self.ray = _ray()
         self.actors: dict[int, Any] = {}
         self.calls: dict[Any, int] = {}
         self.own = not self.ray.is_initialized()
         if self.own:
             self._connect(settings.ray_address)
-        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        self.gpu = settings.device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes)
-        self.wanted = {"num_cpus": settings.ray_cpus, "num_gpus": int(self.gpu)}
-        fitting = sum(_fitting(node, self.wanted) for node in nodes)
-        self.size = processes_of(settings, fitting)
-        if not fitting:
+        try:
+            self.size, self.gpu, self.wanted = self._room(settings)
+        except AlignerError:
             self.close()
+            raise
+
+    def _room(self, settings: AlignConfig) -> tuple[int, bool, dict[str, int]]:
+        """How many actors there are to be, whether they have a GPU each, and what each asks Ray for."""
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        gpu = settings.device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes)
+        if settings.device == "cuda" and not gpu:
+            raise AlignerError("no node of the Ray cluster has a GPU; give --device cpu")
+        wanted = {"num_cpus": settings.ray_cpus, "num_gpus": int(gpu)}
+        fitting = sum(_fitting(node, wanted) for node in nodes)
+        if not fitting:
             raise AlignerError(
-                f"no node of the Ray cluster has {settings.ray_cpus} processor cores"
-                f"{' and a GPU' if self.gpu else ''}; give a smaller --ray-cpus"
+                f"no node of the Ray cluster has {settings.ray_cpus} processor cores{' and a GPU' if gpu else ''}; "
+                "give a smaller --ray-cpus"
             )
+        return processes_of(settings, fitting), gpu, wanted
 
     def _connect(self, address: str | None) -> None:
         try:
@@ -62,7 +75,6 @@ class RayPool:
                 address,
                 include_dashboard=False,
                 log_to_driver=False,
-                configure_logging=True,
                 logging_level="ERROR",
             )
         except (ConnectionError, ValueError, RuntimeError) as error:

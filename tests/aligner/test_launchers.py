@@ -191,6 +191,58 @@ def test_workers_get_many_shards_at_first_and_single_ones_in_the_end(shards: int
     assert sizes[0] == max(1, shards // (4 * workers)) and sizes[-1] == 1
 
 
+class Scripted:
+    """A pool whose workers say what a test wants them to say."""
+
+    size, gpu = 2, False
+
+    def __init__(self, *said: launch.Message) -> None:
+        self.said, self.given, self.stops = deque(said), [], []
+
+    def start(self, worker: int, task: launch.Message) -> None:
+        pass
+
+    def send(self, worker: int, shards: list[int]) -> None:
+        self.given.append((worker, shards))
+
+    def stop(self, grace_s: float) -> None:
+        self.stops.append(grace_s)
+
+    def messages(self, timeout_s: float) -> list[tuple[int, launch.Message]]:
+        return [(0, self.said.popleft())] if self.said else []
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_problem_that_the_user_can_mend_ends_the_run() -> None:
+    pool = Scripted({"idle": True}, {"error": "no space left on device"})
+    with pytest.raises(AlignerError, match="no space left"):
+        launch.Launch(pool, {}, [3, 4], launch.Stop()).run(lambda *_: None, lambda _: None)
+    assert pool.given == [(0, [3])]
+
+
+def test_a_standstill_is_told_and_ends_when_a_stop_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "SILENCE_S", 0.0)
+    stop, told = launch.Stop(), []
+    with pytest.raises(launch.Stopped):
+        launch.Launch(Scripted(), {}, [3], stop).run(
+            lambda *_: None, lambda text: (told.append(text), stop.ask())
+        )
+    assert told == ["no process could be started for 0 s: is there no room for one?"]
+
+
+def test_who_does_not_answer_a_stop_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "PATIENCE_S", 0.2)
+    pool, stop = Scripted({"idle": True}), launch.Stop()
+    work = launch.Launch(pool, {}, [3], stop)
+    monkeypatch.setattr(pool, "send", lambda worker, shards: stop.ask(0.3))
+    start = time.monotonic()
+    with pytest.raises(launch.Stopped):
+        work.run(lambda *_: None, lambda _: None)
+    assert 0.5 <= time.monotonic() - start < 5 and len(pool.stops) == 1 and pool.stops[0] <= 0.3
+
+
 # What a worker is given.
 
 
@@ -308,7 +360,7 @@ def test_nobody_outlives_the_parent(
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator:
-    """A cluster on this machine: a head that computes nothing, and a node of one core."""
+    """A cluster on this machine: a head that computes nothing, and a node of one core, which claims to have a GPU."""
     pytest.importorskip("ray", reason="needs Ray (pip install 'alt-toolkit[ray]')")
     from ray.cluster_utils import Cluster
 
@@ -316,7 +368,7 @@ def cluster() -> Iterator:
         patch.setenv("PYTHONPATH", str(HERE.parents[2]))
         patch.setenv("SOURCE_DATE_EPOCH", EPOCH)
         started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-        started.add_node(num_cpus=1)
+        started.add_node(num_cpus=1, num_gpus=1)
         yield started
         started.shutdown()
 
@@ -338,6 +390,19 @@ def test_ray_makes_the_files_that_one_process_makes(on_ray: AlignConfig, whole: 
 def test_a_cluster_without_room_is_refused(on_ray: AlignConfig) -> None:
     with pytest.raises(AlignerError, match="no node of the Ray cluster has 2 processor cores"):
         run.run(replace(on_ray, ray_cpus=2))
+
+
+@pytest.mark.slow
+def test_actors_ask_for_the_gpus_of_a_cluster_unless_told_not_to(on_ray: AlignConfig) -> None:
+    with launch.pool_of(replace(on_ray, device="auto")) as pool:
+        assert pool.gpu and pool.size == 1 and pool.wanted == {"num_cpus": 1, "num_gpus": 1}
+        assert launch.planning(on_ray, pool).batch_frames == GPU_PASS
+    with launch.pool_of(replace(on_ray, processes=3)) as pool:
+        assert not pool.gpu and pool.size == 3
+    with pytest.raises(AlignerError, match="has 2 processor cores and a GPU; give a smaller --ray-cpus"):
+        run.run(replace(on_ray, device="cuda", ray_cpus=2))
+    with pytest.raises(AlignerError, match="--device cuda:1 names a GPU of one machine"):
+        run.run(replace(on_ray, device="cuda:1"))
 
 
 @linux
@@ -370,9 +435,11 @@ def test_a_node_that_is_lost_in_the_middle_costs_nothing(
             lost.update(begun())
             for pid in family if not lost else ():
                 os.kill(pid, signal.SIGCONT)
-        cluster.remove_node(node, allow_graceful=False)
-        for pid in filter(alive, family):
-            os.kill(pid, signal.SIGKILL)
+        try:
+            cluster.remove_node(node, allow_graceful=False)
+        finally:
+            for pid in filter(alive, family):
+                os.kill(pid, signal.SIGKILL)
 
     saboteur = threading.Thread(target=sabotage)
     saboteur.start()
