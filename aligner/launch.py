@@ -93,8 +93,9 @@ def task_of(job: Job, settings: AlignConfig) -> Message:
 class Schedule:
     """Which shards wait, who has which, and which were given up.
 
-    A worker fills its shards in order, so its death is put down to the first that it has not finished. Such a shard
-    comes last and alone: then a second death is its own doing, and never that of a neighbour.
+    A worker fills its shards in order, so its death is put down to the first that it has not reported; that may be the
+    shard before the culprit, which it was still writing. Such a shard comes last and alone: then a second death is its
+    own doing, and never that of a neighbour.
     """
 
     waiting: deque[int]
