@@ -136,6 +136,20 @@ RetryPoisoned = Annotated[
 Grace = Annotated[
     float, typer.Option(help="Time that SIGTERM or SIGUSR1 leaves to finish the shard at hand.")
 ]
+Processes = Annotated[
+    Any,
+    typer.Option(
+        parser=parse_merge,
+        metavar="N|auto",
+        help="Processes that share the shards; auto is one per GPU, on Ray as many as fit.",
+    ),
+]
+Launcher = Annotated[str, typer.Option(help="Where these processes run: local (this machine) or ray.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster (default: RAY_ADDRESS, a running one, else one of this machine)."),
+]
+RayCpus = Annotated[int, typer.Option(help="Processor cores that a process on Ray asks for.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Force = Annotated[bool, typer.Option("--force", help="Start over in an existing alignments folder.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
@@ -209,6 +223,10 @@ def run(
     video_seconds: VideoSeconds = AlignConfig.video_seconds,
     retry_poisoned: RetryPoisoned = False,
     grace_seconds: Grace = AlignConfig.grace_seconds,
+    processes: Processes = AlignConfig.processes,
+    launcher: Launcher = AlignConfig.launcher,
+    ray_address: RayAddress = AlignConfig.ray_address,
+    ray_cpus: RayCpus = AlignConfig.ray_cpus,
     force: Force = False,
     quiet: Quiet = False,
     as_json: AsJson = False,

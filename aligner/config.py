@@ -26,6 +26,7 @@ SAMPLINGS = (UNIFORM, TSN, DENSE_SAMPLING) = ("uniform", "tsn", "dense")
 CROPS = (1, 3)
 # Mean and deviation that colours are normalised with: what the model's weights say, CLIP's, or ImageNet's.
 COLOURS = ("model", "clip", "imagenet")
+LAUNCHERS = ("local", "ray")
 
 
 class AlignerError(ValueError):
@@ -121,6 +122,13 @@ class AlignConfig:
     shard_index: int = 0
     # Or it takes just these, such as `3,7-9`; numbers beyond the last shard are nobody's.
     shards: str | None = None
+    # Processes that fill these shards side by side; `auto` is one per GPU, on Ray as many as the cluster has room for.
+    processes: int | str = AUTO
+    # Where they run: `local`, on this machine, or `ray`, on a Ray cluster.
+    launcher: str = "local"
+    # Address of the cluster, by default that of RAY_ADDRESS or a Ray started for this run; cores of a process there.
+    ray_address: str | None = None
+    ray_cpus: int = 2
 
     @property
     def shares_work(self) -> bool:
@@ -128,12 +136,7 @@ class AlignConfig:
         return self.num_shards > 1 or self.shards is not None
 
     def __post_init__(self) -> None:
-        if isinstance(self.merge, str) and self.merge != AUTO:
-            raise AlignerError(f"--merge must be a whole number or {AUTO}, got {self.merge!r}")
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value != AUTO and value < least:
-                raise AlignerError(f"{_option(name)} must be at least {least}, got {value}")
+        self._check_numbers()
         if not self.video_seconds > 0:
             raise AlignerError(f"--video-seconds must be above 0, got {self.video_seconds}")
         for name, choices in _CHOICES.items():
@@ -161,6 +164,14 @@ class AlignConfig:
         if self.sampling == TSN and self.clips > 1:
             raise AlignerError("--clips is not for --sampling tsn, whose views in time are --draws")
 
+    def _check_numbers(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if isinstance(value, str) and value != AUTO:
+                raise AlignerError(f"{_option(name)} must be a whole number or {AUTO}, got {value!r}")
+            if value is not None and value != AUTO and value < least:
+                raise AlignerError(f"{_option(name)} must be at least {least}, got {value}")
+
 
 _CHOICES: dict[str, tuple[object, ...]] = {
     "precision": PRECISIONS,
@@ -169,6 +180,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "sampling": SAMPLINGS,
     "crops": CROPS,
     "colours": COLOURS,
+    "launcher": LAUNCHERS,
 }
 _LEAST = {
     "frames": 1,
@@ -183,11 +195,13 @@ _LEAST = {
     "grace_seconds": 0,
     "num_shards": 1,
     "shard_index": 0,
+    "processes": 1,
+    "ray_cpus": 1,
 }
 
 
 def parse_merge(given: int | str) -> int | str:
-    """``--merge`` as given on a command line: a number if it is one; AlignConfig judges the rest."""
+    """``--merge`` or ``--processes`` as given on a command line: a number if it is one; AlignConfig judges the rest."""
     try:
         return int(given)
     except ValueError:

@@ -12,7 +12,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from aligner import artifact, config, corpus, decode, encoder, match, plan
+from aligner import artifact, config, corpus, decode, encoder, launch, match, plan
 from aligner.config import AlignConfig, AlignerError, ChangedSettings
 from aligner.engine import Job, Stop, Stopped, fill
 from aligner.progress import Progress, make_progress
@@ -46,6 +47,8 @@ class AlignReport:
     ok: int = 0
     failed: int = 0
     stopped: bool = False
+    lost_processes: int = 0
+    given_up: dict[int, str] = field(default_factory=dict)
     failures_by_stage: dict[str, int] = field(default_factory=dict)
     ignored_files: dict[str, int] = field(default_factory=dict)
     ignored_columns: list[str] = field(default_factory=list)
@@ -64,19 +67,21 @@ class AlignReport:
             return config.EXIT_REQUEUE if self.stopped else config.EXIT_NOT_DONE
         return config.EXIT_DONE_WITH_FAILURES if self.failed else config.EXIT_DONE
 
-    def count(self, out: Path, shard: int, marker: dict[str, Any]) -> None:
+    def count(self, counts: dict[str, Any]) -> None:
         """Add the counts of a finished shard."""
-        self.planned += marker["counts"]["planned"]
-        self.ok += marker["counts"]["ok"]
-        self.failed += marker["counts"]["failed"]
-        stages = Counter(row["stage"] for row in artifact.read_failures(out, shard))
-        self.failures_by_stage = dict(sorted((Counter(self.failures_by_stage) + stages).items()))
+        self.planned += counts["planned"]
+        self.ok += counts["ok"]
+        self.failed += counts["failed"]
+        stages = Counter(self.failures_by_stage) + Counter(counts["stages"])
+        self.failures_by_stage = dict(sorted(stages.items()))
 
     def sentence(self) -> str:
         """For people."""
         if not self.complete:
             done = self.done_shards + self.skipped_shards
-            return f"stopped: {done} of {self.shards} shards done; run again to go on"
+            given_up = "; ".join(f"shard {shard}: {how}" for shard, how in sorted(self.given_up.items()))
+            how = "stopped" if self.stopped else f"given up: {given_up}"
+            return f"{how}; {done} of {self.shards} shards done; run again to go on"
         work = f"{self.done_shards} shards in {self.seconds:.1f} s" if self.done_shards else "nothing to do"
         stages = ", ".join(f"{stage} {n}" for stage, n in self.failures_by_stage.items())
         failed = f"{self.failed} failed ({stages}; see `aligner status`)" if self.failed else "0 failed"
@@ -85,6 +90,12 @@ class AlignReport:
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         return asdict(self) | {"complete": self.complete, "exit_code": self.exit_code}
+
+
+def counts_of(out: Path, shard: int, marker: dict[str, Any]) -> dict[str, Any]:
+    """What a finished shard adds to a report: videos ``planned``, ``ok`` and ``failed``, these by ``stages``."""
+    stages = Counter(row["stage"] for row in artifact.read_failures(out, shard))
+    return marker["counts"] | {"stages": dict(stages)}
 
 
 # Preparing.
@@ -108,6 +119,37 @@ def prepare(settings: AlignConfig) -> Job:
         settings.allow_outside_root,
         settings.frame_rate,
     )
+    entities, tower, matcher, content = _load(settings)
+    videos, manifest = _publish(settings, found, entities, content)
+    return Job(settings, videos, tower, matcher, manifest)
+
+
+def join(settings: AlignConfig, root: Path | str, urls: dict[str, str], fingerprint: str) -> Job:
+    """The job of a folder that another process has prepared, for a worker of a launcher; nothing is written.
+
+    The plan is that of the folder: what was put beside the videos meanwhile is nobody's until the next run.
+
+    Raises:
+        AlignerError: the folder is not there, or not the one that was prepared.
+    """
+    try:
+        manifest = artifact.read_manifest(settings.out)
+    except AlignerError as error:
+        raise AlignerError(f"{error} (every process must see this folder under the same path)") from None
+    if manifest["fingerprint"] != fingerprint:
+        raise AlignerError(f"{settings.out} is not the folder that was prepared, or another run changed it")
+    _, tower, matcher, content = _load(settings)
+    content["config"]["frames_per_pass"] = manifest["config"].get("frames_per_pass")
+    _refuse_changes(settings.out, manifest, content)
+    begun = _begun_plan(settings.out, manifest, allow_changed=False)
+    videos = replace(begun, root=root, urls=urls, frame_rate=settings.frame_rate)
+    return Job(settings, videos, tower, matcher, manifest)
+
+
+def _load(
+    settings: AlignConfig,
+) -> tuple[corpus.Corpus, encoder.ClipRegionEncoder, match.Matcher, dict[str, Any]]:
+    """The corpus, the model on its device, the matcher, and what the manifest says of them."""
     entities = corpus.load_corpus(settings.corpus)
     clip, model_info = encoder.load_clip(settings.model, settings.pretrained)
     corpus.check_model(entities, model_info)
@@ -122,9 +164,7 @@ def prepare(settings: AlignConfig) -> Job:
     )
     matcher = match.Matcher(torch.tensor(entities.embeddings, device=device), settings.top_k)
     pixels = encoder.preprocess_config(clip)
-    content = _manifest_content(settings, entities, tower, model_info, pixels, device)
-    videos, manifest = _publish(settings, found, entities, content)
-    return Job(settings, videos, tower, matcher, manifest)
+    return entities, tower, matcher, _manifest_content(settings, entities, tower, model_info, pixels, device)
 
 
 def pick_device(name: str) -> torch.device:
@@ -311,7 +351,7 @@ def run(
     display: Callable[[int], Progress] = lambda total: Progress(),
     warn: Callable[[str], object] = lambda text: None,
 ) -> AlignReport:
-    """Fill all shards of this process that are not done yet.
+    """Fill all shards of this process, and of those it starts, that are not done yet.
 
     ``display`` makes a progress display for a number of videos; ``warn`` is told before the work begins.
 
@@ -319,28 +359,39 @@ def run(
         AlignerError: see ``prepare``. Bad videos raise nothing; they become failure rows and are counted.
     """
     start = time.monotonic()
-    job = prepare(settings)
-    shards = job.my_shards()
-    if settings.retry_poisoned:
-        for shard in shards:
-            artifact.forget_poison(settings.out, shard)
-    states = {shard: artifact.shard_state(settings.out, shard, job.fingerprint(shard)) for shard in shards}
-    todo = [shard for shard in shards if states[shard] != "done"]
-    report = AlignReport(settings.out.name, len(shards), len(shards) - len(todo))
-    report.ignored_files = job.plan.ignored
-    report.ignored_columns = list(job.plan.ignored_columns)
-    report.warnings = warnings_of(job)
-    for text in report.warnings:
-        warn(text)
-    for shard in set(shards) - set(todo):
-        report.count(settings.out, shard, artifact.read_marker(settings.out, shard) or {})
-    _fill(job, todo, report, display)
+    with launch.pool_of(settings) as pool:
+        job = prepare(launch.planning(settings, pool) if pool else settings)
+        report, todo = _survey(job, pool is not None and pool.gpu)
+        for text in report.warnings:
+            warn(text)
+        videos = sum(len(job.plan.shard(shard)) for shard in todo)
+        work = partial(_launch, pool, launch.task_of(job, settings), warn) if pool else partial(_fill, job)
+        del job  # with a pool the model is the workers' to hold
+        if todo:
+            with _stop_signals(settings.grace_seconds) as stop, display(videos) as progress:
+                work(todo, report, progress, stop)
     report.seconds = round(time.monotonic() - start, 3)
     return report
 
 
-def warnings_of(job: Job) -> list[str]:
-    """What a user should know before a long run."""
+def _survey(job: Job, gpu: bool) -> tuple[AlignReport, list[int]]:
+    """A report of what is done already, and the shards that are not."""
+    out, shards = job.config.out, job.my_shards()
+    if job.config.retry_poisoned:
+        for shard in shards:
+            artifact.forget_poison(out, shard)
+    todo = [shard for shard in shards if artifact.shard_state(out, shard, job.fingerprint(shard)) != "done"]
+    report = AlignReport(out.name, len(shards), len(shards) - len(todo))
+    report.ignored_files = job.plan.ignored
+    report.ignored_columns = list(job.plan.ignored_columns)
+    report.warnings = warnings_of(job, gpu)
+    for shard in sorted({*shards} - {*todo}):
+        report.count(counts_of(out, shard, artifact.read_marker(out, shard) or {}))
+    return report, todo
+
+
+def warnings_of(job: Job, gpu: bool = False) -> list[str]:
+    """What a user should know before a long run, which ``gpu`` says happens on GPUs, wherever the job is now."""
     warnings = job.plan.warnings()
     if job.manifest["regions"] < FEW_REGIONS:
         warnings.append(
@@ -348,9 +399,8 @@ def warnings_of(job: Job) -> list[str]:
             f"{job.manifest['patches']} patches; use a smaller --merge for this model, or --merge auto"
         )
     size = job.frames_per_pass
-    if job.matcher.entities.device.type == "cuda" and size < min(
-        FULL_PASS, job.config.batch_frames or size + 1
-    ):
+    gpu = gpu or job.matcher.entities.device.type == "cuda"
+    if gpu and size < min(FULL_PASS, job.config.batch_frames or size + 1):
         warnings.append(
             f"the folder was begun with passes of {size} frames, few for a GPU; begin it with --batch-frames "
             f"{config.GPU_PASS} (or on a GPU) to be faster"
@@ -362,17 +412,40 @@ def warnings_of(job: Job) -> list[str]:
     return warnings
 
 
-def _fill(job: Job, todo: list[int], report: AlignReport, display: Callable[[int], Progress]) -> None:
-    videos = sum(len(job.plan.shard(shard)) for shard in todo)
-    if not todo:
-        return
-    with _stop_signals(job.config.grace_seconds) as stop, display(videos) as progress:
-        try:
-            for shard, marker in fill(job, todo, progress, stop):
-                report.count(job.config.out, shard, marker)
-                report.done_shards += 1
-        except Stopped:
-            report.stopped = True
+def _fill(job: Job, todo: list[int], report: AlignReport, progress: Progress, stop: Stop) -> None:
+    """In this process."""
+    try:
+        for shard, marker in fill(job, todo, progress, stop):
+            report.count(counts_of(job.config.out, shard, marker))
+            report.done_shards += 1
+    except Stopped:
+        report.stopped = True
+
+
+def _launch(
+    pool: launch.Pool,
+    task: launch.Message,
+    warn: Callable[[str], object],
+    todo: list[int],
+    report: AlignReport,
+    progress: Progress,
+    stop: Stop,
+) -> None:
+    """By the workers of a pool; progress goes by shards."""
+
+    def done(shard: int, counts: dict[str, Any]) -> None:
+        report.count(counts)
+        report.done_shards += 1
+        for place in range(counts["planned"]):
+            progress.advance(place < counts["ok"])
+
+    work = launch.Launch(pool, task, todo, stop)
+    try:
+        work.run(done, warn)
+    except Stopped:
+        report.stopped = True
+    report.lost_processes = work.lost
+    report.given_up = work.schedule.given_up
 
 
 @contextmanager

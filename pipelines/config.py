@@ -109,6 +109,9 @@ class AlignmentsSection(Section):
     )
     videos_per_shard: int = Field(64, description="Videos per shard, the unit of resuming.")
     decode_workers: int = Field(2, description="Processes that decode ahead.")
+    processes: int | Literal["auto"] = Field(
+        "auto", description="Processes that share the videos, or auto: one per GPU."
+    )
 
     def views(self) -> dict[str, Any]:
         """Which frames and crops of a video are taken, by the stage's own names."""

@@ -84,6 +84,7 @@ def align(config: PipelineConfig, layout: Layout, corpus: Path | None = None, fo
         store=section.store,
         videos_per_shard=section.videos_per_shard,
         decode_workers=section.decode_workers,
+        processes=section.processes,
         device=config.device,
         out=layout.alignments,
         allow_changed_videos=True,

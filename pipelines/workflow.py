@@ -230,7 +230,7 @@ def _alignments_step(config: PipelineConfig, layout: Layout, force: bool) -> Ste
 
         return [
             __version__,
-            section.model_dump(mode="json", exclude={"decode_workers"}),
+            section.model_dump(mode="json", exclude={"decode_workers", "processes"}),
             _videos_key(section),
             _fingerprint(layout.corpus),
             _model_key(config),
