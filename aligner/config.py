@@ -15,7 +15,9 @@ EXIT_REQUEUE = 75
 # Frames in a forward pass on a GPU, unless --batch-frames says otherwise.
 GPU_PASS = 256
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp16")
+# Where pictures are resized and cropped: in the decoding processes, or by the device that encodes.
+PREPROCESS = ("cpu", "device")
 # What replaces the last block's attention for the regions, see encoder.mix.
 DENSE = ("none", "value", "self")
 AUTO = "auto"
@@ -66,6 +68,10 @@ class AlignConfig:
     dense: str = "none"
     # Arithmetic of the encoder; embeddings are stored as fp16 either way.
     precision: str = "fp32"
+    # Where pictures are cut to the model's size: `cpu` (as open_clip does, bit by bit) or `device` (see resize.py).
+    preprocess: str = "cpu"
+    # Compile the encoder with torch.compile; its kernels may round otherwise.
+    compile: bool = False
     # Videos per shard, the unit of resuming and of parallel work.
     videos_per_shard: int = 64
     # Frames a second of a folder of pictures, which is a video too.
@@ -114,10 +120,9 @@ class AlignConfig:
                 raise AlignerError(f"{_option(name)} must be at least {least}, got {value}")
         if not self.video_seconds > 0:
             raise AlignerError(f"--video-seconds must be above 0, got {self.video_seconds}")
-        if self.precision not in PRECISIONS:
-            raise AlignerError(f"--precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if self.dense not in DENSE:
-            raise AlignerError(f"--dense must be one of {', '.join(DENSE)}, got {self.dense!r}")
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise AlignerError(f"{_option(name)} must be one of {', '.join(choices)}, got {value!r}")
         if not 0 < self.frame_rate < float("inf"):
             raise AlignerError(f"--frame-rate must be above 0, got {self.frame_rate}")
         if self.shards is not None:
@@ -128,6 +133,7 @@ class AlignConfig:
             )
 
 
+_CHOICES = {"precision": PRECISIONS, "preprocess": PREPROCESS, "dense": DENSE}
 _LEAST = {
     "frames": 1,
     "merge": 0,

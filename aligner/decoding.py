@@ -235,7 +235,7 @@ def _answer(path: Path | Source, count: int, cutter: Cutter) -> tuple[dict[str, 
     start = time.perf_counter()
     try:
         frames = decode.sample_frames(path, count)
-        crops = np.stack([cutter(frame.rgb) for frame in frames])
+        crops = cutter.stack([cutter(frame.rgb) for frame in frames])
     except decode.DecodeError as error:
         return {"stage": error.stage, "error": error.reason, "message": str(error)}, b""
     except Exception as error:  # whatever a damaged file provokes must cost one video, not the run

@@ -4,12 +4,16 @@ Decoding processes use this: they start in a fraction of a second, and hand over
 of floats. ``normalise`` in engine.py is the other half of the transform.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import PIL
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+# Versions of Pillow differ in what they resize first, hence in bytes: recorded in the manifest.
+RESIZER = f"Pillow {PIL.__version__}"
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -18,28 +22,42 @@ class Cutter:
     """Resize and crop to ``size`` (height, width) pixels.
 
     ``resize_mode`` is open_clip's: ``shortest`` fills the size and crops the middle, ``longest`` fits into it
-    and pads with ``fill_color``, ``squash`` changes the aspect ratio.
+    and pads with ``fill_color``, ``squash`` changes the aspect ratio. ``whole`` leaves pictures as they are, to be
+    cut on a device (resize.py).
     """
 
     size: tuple[int, int]
     resize_mode: str = "shortest"
     interpolation: str = "bicubic"
     fill_color: int = 0
+    whole: bool = False
 
     def __call__(self, rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "rows columns 3"]:
-        """One picture, cut to size."""
-        height, width = self._resized(*rgb.shape[:2])
+        """One picture, cut to size unless it is to stay whole."""
+        if self.whole:
+            return rgb
+        height, width = self.resized(*rgb.shape[:2])
         picture = Image.fromarray(rgb)
         if (width, height) != picture.size:
-            picture = picture.resize((width, height), self._filter())
+            picture = picture.resize((width, height), self.filter())
         return np.asarray(self._cropped(picture))
 
-    def _filter(self) -> Image.Resampling:
+    def stack(
+        self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]
+    ) -> UInt8[np.ndarray, "pictures rows columns 3"]:
+        """The pictures of a video as one array; whole ones of several sizes are cut here after all."""
+        if len({picture.shape for picture in pictures}) > 1:
+            pictures = [replace(self, whole=False)(picture) for picture in pictures]
+        return np.stack(pictures)
+
+    def filter(self) -> Image.Resampling:
+        """With what a picture is resized."""
         # open_clip resizes to a size that is not square bicubically, whatever the model asks for.
         oblong = self.resize_mode == "shortest" and self.size[0] != self.size[1]
         return Image.Resampling.BICUBIC if oblong else INTERPOLATIONS[self.interpolation]
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a picture before it is cropped or padded."""
         rows, columns = self.size
         if self.resize_mode == "squash":
             return rows, columns

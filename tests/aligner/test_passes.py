@@ -19,7 +19,7 @@ from aligner import artifact, engine, run
 from aligner.config import AlignerError
 from aligner.decoding import Clip
 from aligner.encoder import ClipRegionEncoder, EncodedFrames, load_clip
-from aligner.engine import Batcher, FrameEncoder, FrameRows, Timings, normalise
+from aligner.engine import AHEAD, Batcher, FrameEncoder, FrameRows, Timings, normalise
 from aligner.pixels import Cutter
 from aligner.plan import VideoItem
 from aligner.verify import verify
@@ -146,11 +146,20 @@ def test_every_frame_comes_back_to_its_video_in_order(counts: list[int], size: i
     """0 stands for a video that failed."""
     sizes: list[int] = []
 
-    def encode(crops: list[np.ndarray]) -> FrameRows:
-        sizes.append(len(crops))
-        return numbered(crops)
+    running: list[int] = []
 
-    batcher, first, found, wanted = Batcher(encode, size), 0, [], []
+    def start(crops: list[np.ndarray]) -> Callable[[], FrameRows]:
+        sizes.append(len(crops))
+        running.append(len(crops))
+        assert len(running) <= 1 + AHEAD
+
+        def rows() -> FrameRows:
+            running.pop()
+            return numbered(crops)
+
+        return rows
+
+    batcher, first, found, wanted = Batcher(start, size), 0, [], []
     for place, count in enumerate(counts):
         numbers = np.arange(first, first + count)
         first += count
