@@ -89,6 +89,7 @@ def test_config_has_the_methods_defaults_and_is_frozen() -> None:
         ({"videos_per_shard": 0}, "--videos-per-shard must be at least 1, got 0"),
         ({"merge": -1}, "--merge must be at least 0, got -1"),
         ({"merge": "most"}, "--merge must be a whole number or auto, got 'most'"),
+        ({"preprocess": "gpu"}, "--preprocess must be one of cpu, device, got 'gpu'"),
         ({"dense": "query"}, "--dense must be one of none, value, self, got 'query'"),
         ({"precision": "fp8"}, "--precision must be one of fp32, bf16, fp16, got 'fp8'"),
         ({"num_shards": 2, "shard_index": 2}, "--shard-index must be below --num-shards 2, got 2"),

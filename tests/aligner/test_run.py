@@ -131,6 +131,7 @@ def test_a_lost_or_cut_shard_is_made_again(settings: Callable) -> None:
         ({"precision": "bf16"}, "config.precision: got 'bf16', expected 'fp32'"),
         ({"proportional_attention": False}, "config.proportional_attention: got False, expected True"),
         ({"dense": "value"}, "config.dense: got 'value', expected 'none'"),
+        ({"compile": True}, "config.compile: got True, expected False"),
         ({"merge": "auto"}, "config.merge: got 1, expected 2"),
         ({"videos_per_shard": 4}, "config.videos_per_shard: got 4, expected 3"),
     ],
