@@ -32,7 +32,7 @@ from aligner.pixels import Cutter
 from aligner.progress import Progress
 
 POLL_S = 0.2
-# Passes that are at work while the rows of an earlier one are taken apart.
+# Passes that a GPU is at work on while the rows of an earlier one are taken apart.
 AHEAD = 1
 
 
@@ -231,6 +231,7 @@ class FrameEncoder:
         self.cutter = job.cutter()
         self.size = self.at_once = job.frames_per_pass
         self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.ahead = AHEAD if self.copies is not None else 0
 
     def __call__(self, crops: Crops, timings: Timings) -> FrameRows:
         """Rows of at most ``size`` frames, encoded as one pass of exactly ``size``."""
@@ -356,9 +357,13 @@ class Batcher:
         start: Callable[[Crops], Callable[[], FrameRows]],
         size: int,
         cut: Callable[[np.ndarray], Crops] = list,
+        ahead: int = 0,
     ) -> None:
-        """``start`` begins a pass and gives what waits for it; ``cut`` makes frames of a clip for it."""
-        self.start, self.size, self.cut = start, size, cut
+        """``start`` begins a pass and gives what waits for it; ``cut`` makes frames of a clip for it.
+
+        ``ahead`` passes may be begun before an earlier one is waited for.
+        """
+        self.start, self.size, self.cut, self.ahead = start, size, cut, ahead
         self.videos: deque[_Pending] = deque()
         self.crops: list[Any] = []
         self.running: deque[Callable[[], FrameRows]] = deque()
@@ -383,7 +388,7 @@ class Batcher:
     def _pass(self) -> None:
         self.running.append(self.start(self.crops[: self.size]))
         self.crops = self.crops[self.size :]
-        while len(self.running) > AHEAD:
+        while len(self.running) > self.ahead:
             self._collect()
 
     def _collect(self) -> None:
@@ -609,7 +614,7 @@ def _encode_shard(
     def start(crops: Crops) -> Callable[[], FrameRows]:
         return partial(encode.start(crops), timings)
 
-    batcher = Batcher(start, encode.size, encode.cut)
+    batcher = Batcher(start, encode.size, encode.cut, encode.ahead)
 
     def results() -> Iterator[tuple[Item, Result]]:
         for item, clip in videos:

@@ -52,7 +52,7 @@ def measure(made: engine.Job, passes: int) -> tuple[float, float, int]:
     start = time.perf_counter()
     for _ in range(passes):
         running.append(encode.start(frames))
-        while len(running) > engine.AHEAD:
+        while len(running) > encode.ahead:
             running.popleft()(timings)
     while running:
         running.popleft()(timings)

@@ -96,7 +96,7 @@ class AlignmentsSection(Section):
     top_k: int = Field(16, description="Entities stored per region.")
     proportional_attention: bool = Field(True, description="Merged tokens count by their size in attention.")
     dense: str = Field("none", description="Attention of the regions in the last block: none, value or self.")
-    precision: str = Field("fp32", description="fp32 or bf16.")
+    precision: str = Field("fp32", description="fp32, bf16 or fp16.")
     videos_per_shard: int = Field(64, description="Videos per shard, the unit of resuming.")
     decode_workers: int = Field(2, description="Processes that decode ahead.")
 

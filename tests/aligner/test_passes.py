@@ -19,7 +19,7 @@ from aligner import artifact, engine, run
 from aligner.config import AlignerError
 from aligner.decoding import Clip
 from aligner.encoder import ClipRegionEncoder, EncodedFrames, load_clip
-from aligner.engine import AHEAD, Batcher, FrameEncoder, FrameRows, Timings, normalise
+from aligner.engine import Batcher, FrameEncoder, FrameRows, Timings, normalise
 from aligner.pixels import Cutter
 from aligner.plan import VideoItem
 from aligner.verify import verify
@@ -141,8 +141,8 @@ def numbered(crops: list[np.ndarray]) -> FrameRows:
     return FrameRows(one, two, four, two, two, two, two, one, np.ones(len(crops), bool))
 
 
-@given(counts=st.lists(st.integers(0, 7), max_size=12), size=st.integers(1, 9))
-def test_every_frame_comes_back_to_its_video_in_order(counts: list[int], size: int) -> None:
+@given(counts=st.lists(st.integers(0, 7), max_size=12), size=st.integers(1, 9), ahead=st.integers(0, 2))
+def test_every_frame_comes_back_to_its_video_in_order(counts: list[int], size: int, ahead: int) -> None:
     """0 stands for a video that failed."""
     sizes: list[int] = []
 
@@ -151,7 +151,7 @@ def test_every_frame_comes_back_to_its_video_in_order(counts: list[int], size: i
     def start(crops: list[np.ndarray]) -> Callable[[], FrameRows]:
         sizes.append(len(crops))
         running.append(len(crops))
-        assert len(running) <= 1 + AHEAD
+        assert len(running) <= 1 + ahead
 
         def rows() -> FrameRows:
             running.pop()
@@ -159,7 +159,7 @@ def test_every_frame_comes_back_to_its_video_in_order(counts: list[int], size: i
 
         return rows
 
-    batcher, first, found, wanted = Batcher(start, size), 0, [], []
+    batcher, first, found, wanted = Batcher(start, size, ahead=ahead), 0, [], []
     for place, count in enumerate(counts):
         numbers = np.arange(first, first + count)
         first += count
