@@ -114,7 +114,11 @@ Proportional = Annotated[
 Dense = Annotated[
     str, typer.Option(help="Attention of the regions in the last block: none (the model's), value or self.")
 ]
-Precision = Annotated[str, typer.Option(help="Arithmetic of the encoder: fp32 or bf16.")]
+Precision = Annotated[str, typer.Option(help="Arithmetic of the encoder: fp32, bf16 or fp16.")]
+Preprocess = Annotated[
+    str, typer.Option(help="Where pictures are cut to size: cpu (in the decoders) or device (after them).")
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the encoder with torch.compile.")]
 Store = Annotated[
     str, typer.Option(help="Embeddings to keep: fp16, int8 (half the bytes) or topk (of frames alone).")
 ]
@@ -212,6 +216,8 @@ def run(
     dense: Dense = AlignConfig.dense,
     precision: Precision = AlignConfig.precision,
     store: Store = AlignConfig.store,
+    preprocess: Preprocess = AlignConfig.preprocess,
+    compile: Compile = AlignConfig.compile,
     videos_per_shard: PerShard = AlignConfig.videos_per_shard,
     batch_frames: BatchFrames = AlignConfig.batch_frames,
     frame_rate: FrameRate = AlignConfig.frame_rate,
@@ -267,12 +273,15 @@ def plan(
     dense: Dense = AlignConfig.dense,
     precision: Precision = AlignConfig.precision,
     store: Store = AlignConfig.store,
+    preprocess: Preprocess = AlignConfig.preprocess,
+    compile: Compile = AlignConfig.compile,
     videos_per_shard: PerShard = AlignConfig.videos_per_shard,
     batch_frames: BatchFrames = AlignConfig.batch_frames,
     frame_rate: FrameRate = AlignConfig.frame_rate,
     videos_root: Root = None,
     allow_outside_root: OutsideRoot = False,
     allow_changed_videos: AllowChanged = False,
+    device: Device = AlignConfig.device,
     force: Force = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only count; load no model, write nothing.")
@@ -281,6 +290,7 @@ def plan(
 ) -> None:
     """Write the plan and the manifest only, for example before many processes start; or grow the plan.
 
+    `--device` is that of the runs, for the size of a forward pass; with `cuda` no GPU needs to be here.
     `--dry-run` prints how many videos, shards and bytes there are, and which files were ignored.
     """
     with errors():
@@ -293,10 +303,10 @@ def plan(
             return
         if corpus is None or model is None or out is None:
             raise AlignerError("aligner plan needs --corpus, --model and --out (or --dry-run to only count)")
-        config = _config(locals(), device="cpu")
+        config = _config(locals())
         from aligner.run import prepare, warnings_of
 
-        job = prepare(config)
+        job = prepare(config, only_plan=True)
         _warn(warnings_of(job))
         _print_counts(job.plan.counts(), as_json)
 

@@ -15,7 +15,9 @@ EXIT_REQUEUE = 75
 # Frames in a forward pass on a GPU, unless --batch-frames says otherwise.
 GPU_PASS = 256
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp16")
+# Where pictures are resized and cropped: in the decoding processes, or by the device that encodes.
+PREPROCESS = ("cpu", "device")
 # What replaces the last block's attention for the regions, see encoder.mix.
 DENSE = ("none", "value", "self")
 # How embeddings are kept, see artifact.py.
@@ -89,6 +91,10 @@ class AlignConfig:
     precision: str = "fp32"
     # Embeddings that are stored: `fp16`, `int8` (half the bytes) or `topk` (of frames alone, none of regions).
     store: str = "fp16"
+    # Where pictures are cut to the model's size: `cpu` (as open_clip does, bit by bit) or `device` (see resize.py).
+    preprocess: str = "cpu"
+    # Compile the encoder with torch.compile; its kernels may round otherwise.
+    compile: bool = False
     # Videos per shard, the unit of resuming and of parallel work.
     videos_per_shard: int = 64
     # Frames a second of a folder of pictures, which is a video too.
@@ -163,6 +169,10 @@ class AlignConfig:
             raise AlignerError(f"--draws is for --sampling tsn, got --sampling {self.sampling}; use --clips")
         if self.sampling == TSN and self.clips > 1:
             raise AlignerError("--clips is not for --sampling tsn, whose views in time are --draws")
+        if self.preprocess == "device" and self.crops > 1:
+            raise AlignerError(
+                f"--preprocess device cuts the middle crop alone, got --crops {self.crops}; use --preprocess cpu"
+            )
 
     def _check_numbers(self) -> None:
         for name, least in _LEAST.items():
@@ -175,6 +185,7 @@ class AlignConfig:
 
 _CHOICES: dict[str, tuple[object, ...]] = {
     "precision": PRECISIONS,
+    "preprocess": PREPROCESS,
     "dense": DENSE,
     "store": STORES,
     "sampling": SAMPLINGS,

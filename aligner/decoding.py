@@ -254,7 +254,7 @@ def _answer(request: dict[str, Any], cutter: Cutter) -> tuple[dict[str, Any], by
             for crop in range(cutter.crops)
             for frame in clip
         ]
-        crops = np.stack([rgb for _, rgb in frames])
+        crops = cutter.stack([rgb for _, rgb in frames])
     except decode.DecodeError as error:
         return {"stage": error.stage, "error": error.reason, "message": str(error)}, b""
     except Exception as error:  # whatever a damaged file provokes must cost one video, not the run

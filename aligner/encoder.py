@@ -35,7 +35,7 @@ from aligner.merging import (
 )
 from aligner.towers import Heads, Tower, tower_of
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class ClipRegionEncoder:
         proportional_attention: bool = True,
         dense: str = "none",
         precision: str = "fp32",
+        compiled: bool = False,
         device: str | torch.device = "cpu",
     ) -> None:
         """Wrap the tower of ``model``; AlignConfig has the choices, and checks them.
@@ -102,7 +103,9 @@ class ClipRegionEncoder:
             merge: pairs merged in each block, ``auto``, or any other schedule of ``merge_schedule``.
             proportional_attention: whether a merged token counts by its size in attention and in pooling.
             dense: what replaces the attention of the regions in the last block, see ``mix``.
-            precision: a key of DTYPES.
+            precision: a key of DTYPES. The weights themselves are cast, not each product by autocast: they are read
+                once in half the bytes, and what needs more bits (merging, norms, softmax) has them anyway.
+            compiled: whether torch.compile makes the kernels, which takes a minute at the first pass of a shape.
             device: where to compute.
 
         Raises:
@@ -110,6 +113,8 @@ class ClipRegionEncoder:
         """
         self.tower: Tower = tower_of(model)
         self.tower.module.to(device=device, dtype=DTYPES[precision]).eval()
+        # Channels last is how pictures arrive, so that they are not copied into another order.
+        self.tower.module.to(memory_format=torch.channels_last)
         self.dtype = DTYPES[precision]
         self.proportional_attention = proportional_attention
         self.dense = dense
@@ -123,6 +128,7 @@ class ClipRegionEncoder:
         self.regions = counts[-1] - prefix
         config = open_clip.transform.PreprocessCfg(**preprocess_config(model))
         self.preprocess = open_clip.transform.image_transform_v2(config, is_train=False)
+        self._encode = torch.compile(self.encode, dynamic=False) if compiled else self.encode
 
     @property
     def patches(self) -> int:
@@ -132,7 +138,7 @@ class ClipRegionEncoder:
     @torch.inference_mode()
     def __call__(self, pixels: Float[Tensor, "frames 3 height width"]) -> EncodedFrames:
         """Encode preprocessed frames, each on its own; ``float32`` results."""
-        return self.encode(pixels)
+        return self._encode(pixels)
 
     def encode(self, pixels: Float[Tensor, "frames 3 height width"]) -> EncodedFrames:
         """The same with gradients, for those who train the tower."""
@@ -278,7 +284,7 @@ def weights_sha256(model: nn.Module) -> str:
         tensor = tensor.float() if tensor.is_floating_point() else tensor
         digest.update(name.encode())
         digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.numpy().data)
     return digest.hexdigest()
 
 

@@ -10,14 +10,15 @@ import math
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,7 +26,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from aligner import artifact, encoder, match, plan, regions
+from aligner import artifact, encoder, match, plan, regions, resize
 from aligner.config import AlignConfig, AlignerError, parse_shards
 from aligner.decoding import CRASHED, TIMEOUT, Clip, Decoders, NoClip
 from aligner.pixels import Cutter
@@ -33,6 +34,8 @@ from aligner.progress import Progress
 from aligner.views import Sampling
 
 POLL_S = 0.2
+# Passes that a GPU is at work on while the rows of an earlier one are taken apart.
+AHEAD = 1
 
 
 class Stopped(Exception):
@@ -100,6 +103,7 @@ class Job:
             settings["interpolation"],
             settings["fill_color"],
             settings["crops"],
+            whole=self.config.preprocess == "device",
         )
 
 
@@ -108,7 +112,8 @@ class Timings:
     """Seconds of a shard, by what they were spent on.
 
     ``seconds`` is the time of the encoding thread, of which ``wait_decode`` and ``wait_write`` were spent
-    waiting; ``decode`` adds up over the decoding processes and ``write`` is the writing thread's.
+    waiting; ``encode`` and ``match`` are the device's, which on a GPU works on while that thread does other
+    things; ``decode`` adds up over the decoding processes and ``write`` is the writing thread's.
     """
 
     decode: float = 0.0
@@ -158,8 +163,67 @@ class FrameRows:
         return FrameRows(*(getattr(self, column.name)[start:stop] for column in fields(self)))
 
 
+# What the columns of FrameRows are on the device, so that as few bytes as possible come back.
+COLUMNS = {
+    "patches": torch.int16,
+    "centroid_xy": torch.float32,
+    "box_xyxy": torch.float32,
+    "patch_map": torch.uint8,
+    "topk_entity": torch.int32,
+    "topk_score": torch.float32,
+    "embedding": torch.float16,
+    "norm": torch.float32,
+    "finite": torch.bool,
+}
+
+Crops = Sequence[np.ndarray] | Sequence[Tensor]
+
+
+class Moment:
+    """A moment in the work of a device, which on a GPU comes later than the call that asks for the work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.time_s = time.perf_counter()
+        self.event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        if self.event is not None:
+            self.event.record(torch.cuda.current_stream(device))
+
+    def wait(self) -> None:
+        """Until the device is there."""
+        if self.event is not None:
+            self.event.synchronize()
+
+    def since(self, earlier: "Moment") -> float:
+        """Seconds of the device's time between two moments that are over."""
+        if self.event is not None and earlier.event is not None:
+            return earlier.event.elapsed_time(self.event) / 1000
+        return self.time_s - earlier.time_s
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows that are on their way from the device, with the moments of their work."""
+
+    rows: dict[str, Tensor]
+    start: Moment
+    encoded: Moment
+    matched: Moment
+    copied: Moment
+
+    def collect(self, timings: Timings) -> FrameRows:
+        """Wait for them."""
+        self.copied.wait()
+        timings.encode += self.encoded.since(self.start)
+        timings.match += self.matched.since(self.encoded)
+        return FrameRows(**{name: values.numpy() for name, values in self.rows.items()})
+
+
 class FrameEncoder:
-    """Encodes and matches passes of a fixed number of frames, fewer at once after the GPU ran out of memory."""
+    """Encodes and matches passes of a fixed number of frames, fewer at once after the GPU ran out of memory.
+
+    On a GPU nothing here waits for it but ``_Part.collect``: copies to it are made from pinned memory in a stream of
+    their own and copies back into pinned memory, so that a pass can be asked for while the one before is at work.
+    """
 
     def __init__(self, job: Job) -> None:
         settings = job.manifest["config"]
@@ -167,73 +231,107 @@ class FrameEncoder:
         self.device = job.matcher.entities.device
         self.mean = torch.tensor(settings["mean"], device=self.device)
         self.std = torch.tensor(settings["std"], device=self.device)
+        self.cutter = job.cutter()
         self.size = self.at_once = job.frames_per_pass
+        self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.ahead = AHEAD if self.copies is not None else 0
 
-    def __call__(self, crops: list[np.ndarray], timings: Timings) -> FrameRows:
-        """Rows of at most ``size`` frames, encoded as one pass of exactly ``size``.
+    def __call__(self, crops: Crops, timings: Timings) -> FrameRows:
+        """Rows of at most ``size`` frames, encoded as one pass of exactly ``size``."""
+        return self.start(crops)(timings)
+
+    def cut(self, pictures: UInt8[np.ndarray, "frames height width 3"]) -> Crops:
+        """A video's frames as ``start`` takes them: those that came whole are cut on the device.
+
+        Raises:
+            AlignerError: the GPU has no room for them.
+        """
+        if not self.cutter.whole:
+            return list(pictures)
+        host = self._pinned(pictures.shape)
+        host.numpy()[:] = pictures
+        try:
+            return list(resize.cut(self._on_device(host), self.cutter))
+        except torch.OutOfMemoryError as error:
+            height, width = pictures.shape[1:3]
+            raise AlignerError(
+                f"the GPU has no memory to cut {len(pictures)} pictures of {width} x {height}; use --preprocess cpu, "
+                "or a smaller --batch-frames"
+            ) from error
+
+    def start(self, crops: Crops) -> Callable[[Timings], FrameRows]:
+        """Begin a pass of at most ``size`` frames, filled up to exactly ``size``; what is returned waits for its rows.
 
         Raises:
             AlignerError: the GPU has no room for a single frame.
         """
-        batch = np.zeros((self.size, *crops[0].shape), np.uint8)
-        np.stack(crops, out=batch[: len(crops)])
-        frames = self._on_device(torch.from_numpy(batch))
+        frames = self._batch(crops)
         while True:
             try:
-                return self._rows(frames, timings).part(0, len(crops))
+                parts = [self._part(part) for part in frames.split(self.at_once)]
+                break
             except torch.OutOfMemoryError as error:
                 if self.at_once == 1:
                     raise AlignerError("the GPU has no memory for a single frame; is it shared?") from error
             self.at_once = -(-self.at_once // 2)
             torch.cuda.empty_cache()
+        return lambda timings: joined([part.collect(timings) for part in parts]).part(0, len(crops))
 
-    def _on_device(self, frames: Tensor) -> Tensor:
-        if self.device.type != "cuda":
-            return frames.to(self.device)
-        return frames.pin_memory().to(self.device, non_blocking=True)
+    def _batch(self, crops: Crops) -> UInt8[Tensor, "size height width 3"]:
+        shape = (self.size, *crops[0].shape)
+        if isinstance(crops[0], Tensor):
+            frames = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+            frames[: len(crops)] = torch.stack(cast(list[Tensor], crops))
+            return frames
+        host = self._pinned(shape)
+        np.stack(crops, out=host.numpy()[: len(crops)])
+        return self._on_device(host)
 
-    def _rows(self, frames: UInt8[Tensor, "frames height width 3"], timings: Timings) -> FrameRows:
-        parts = []
-        for crops in frames.split(self.at_once):
-            with timings.clock("encode"):
-                found = self.encoder(normalise(crops, self.mean, self.std))
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)
-            with timings.clock("match"):
-                parts.append(self._matched(found))
-        return joined(parts)
+    def _pinned(self, shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:
+        """Zeros that a GPU can fetch by itself."""
+        return torch.zeros(shape, dtype=torch.uint8, pin_memory=self.copies is not None)
 
-    def _matched(self, found: encoder.EncodedFrames) -> FrameRows:
+    def _on_device(self, host: UInt8[Tensor, "..."]) -> UInt8[Tensor, "..."]:
+        if self.copies is None:
+            return host.to(self.device)
+        with torch.cuda.stream(self.copies):
+            values = host.to(self.device, non_blocking=True)
+        torch.cuda.current_stream(self.device).wait_stream(self.copies)
+        values.record_stream(torch.cuda.current_stream(self.device))
+        return values
+
+    def _part(self, crops: UInt8[Tensor, "frames height width 3"]) -> _Part:
+        start = Moment(self.device)
+        found = self.encoder(normalise(crops, self.mean, self.std))
+        encoded = Moment(self.device)
+        rows = self._matched(found)
+        matched = Moment(self.device)
+        rows = {name: rows[name].to(dtype).to("cpu", non_blocking=True) for name, dtype in COLUMNS.items()}
+        return _Part(rows, start, encoded, matched, Moment(self.device))
+
+    def _matched(self, found: encoder.EncodedFrames) -> dict[str, Tensor]:
         frames, tokens, _ = found.embeddings.shape
         norm = found.embeddings.norm(dim=-1)
         finite = found.embeddings.isfinite().all(-1).all(-1) & (norm > 0).all(-1)
         # A frame that is no number is matched as zeros: its neighbours in the pass are none the worse for it.
         unit = torch.where(finite[:, None, None], found.embeddings / norm.unsqueeze(-1), 0.0)
-        matches = self.matcher(unit.flatten(0, 1))
+        matches = match.top_entities(unit.flatten(0, 1), self.matcher.entities, self.matcher.k)
         shape = regions.region_geometry(found.source, tokens - 1, self.encoder.grid)
-        return FrameRows(
-            _array(shape.patches, np.int16),
-            _array(shape.centroid_xy, np.float32),
-            _array(shape.box_xyxy, np.float32),
-            _array(shape.patch_map, np.uint8),
-            _array(matches.entities.view(frames, tokens, -1), np.int32),
-            _array(matches.scores.view(frames, tokens, -1), np.float32),
-            _array(unit.half(), np.float16),
-            _array(norm, np.float32),
-            _array(finite, np.bool_),
-        )
+        return {
+            **vars(shape),
+            "topk_entity": matches.entities.view(frames, tokens, -1),
+            "topk_score": matches.scores.view(frames, tokens, -1),
+            "embedding": unit,
+            "norm": norm,
+            "finite": finite,
+        }
 
 
 def normalise(
     crops: UInt8[Tensor, "frames height width 3"], mean: Float[Tensor, "3"], std: Float[Tensor, "3"]
 ) -> Float[Tensor, "frames 3 height width"]:
-    """Bytes to the encoder's floats: to [0, 1], less the mean, by the deviation, channels first."""
-    pixels = crops.permute(0, 3, 1, 2).contiguous().float().div_(255)
-    return pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
-
-
-def _array(values: Tensor, dtype: Any) -> np.ndarray:
-    return values.cpu().numpy().astype(dtype, copy=False)
+    """Bytes to the encoder's floats: to [0, 1], less the mean, by the deviation; channels last in memory."""
+    return crops.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
 def joined(parts: list[FrameRows]) -> FrameRows:
@@ -257,14 +355,25 @@ class _Pending:
 class Batcher:
     """Gathers the frames of consecutive videos into passes, and hands the videos back in their order."""
 
-    def __init__(self, encode: Callable[[list[np.ndarray]], FrameRows], size: int) -> None:
-        self.encode, self.size = encode, size
+    def __init__(
+        self,
+        start: Callable[[Crops], Callable[[], FrameRows]],
+        size: int,
+        cut: Callable[[np.ndarray], Crops] = list,
+        ahead: int = 0,
+    ) -> None:
+        """``start`` begins a pass and gives what waits for it; ``cut`` makes frames of a clip for it.
+
+        ``ahead`` passes may be begun before an earlier one is waited for.
+        """
+        self.start, self.size, self.cut, self.ahead = start, size, cut, ahead
         self.videos: deque[_Pending] = deque()
-        self.crops: list[np.ndarray] = []
+        self.crops: list[Any] = []
+        self.running: deque[Callable[[], FrameRows]] = deque()
 
     def add(self, item: Item, clip: Decoded) -> Iterator[tuple[Item, "Result"]]:
         """Take one more video; yields the videos that are finished now."""
-        crops = list(clip.crops) if isinstance(clip, Clip) else []
+        crops = self.cut(clip.crops) if isinstance(clip, Clip) else []
         self.videos.append(_Pending(item, clip, len(crops)))
         self.crops += crops
         while len(self.crops) >= self.size:
@@ -275,11 +384,18 @@ class Batcher:
         """The rest, after the last video of a shard."""
         if self.crops:
             self._pass()
+        while self.running:
+            self._collect()
         yield from self._finished()
 
     def _pass(self) -> None:
-        rows = self.encode(self.crops[: self.size])
+        self.running.append(self.start(self.crops[: self.size]))
         self.crops = self.crops[self.size :]
+        while len(self.running) > self.ahead:
+            self._collect()
+
+    def _collect(self) -> None:
+        rows = self.running.popleft()()
         start = 0
         for video in self.videos:
             count = min(video.left, len(rows.finite) - start)
@@ -500,7 +616,11 @@ def _encode_shard(
     timings: Timings,
     progress: Progress,
 ) -> None:
-    batcher = Batcher(lambda crops: encode(crops, timings), encode.size)
+
+    def start(crops: Crops) -> Callable[[], FrameRows]:
+        return partial(encode.start(crops), timings)
+
+    batcher = Batcher(start, encode.size, encode.cut, encode.ahead)
 
     def results() -> Iterator[tuple[Item, Result]]:
         for item, clip in videos:

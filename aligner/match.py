@@ -1,7 +1,10 @@
-"""The nearest entities of every region: exact inner products, top k, ties by the lower entity id."""
+"""The nearest entities of every region: exact inner products, top k, ties by the lower entity id.
+
+A score and its entity are one whole number, greater for a greater score and, among equal scores, for a lower id. No
+two are alike, so ``topk`` of any device has one answer, and no branch waits for the device to look for ties.
+"""
 
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -12,10 +15,12 @@ from aligner.config import AlignerError
 # Entities per matrix product: 1,000 regions times this many scores are 64 MB. A constant, since the shape
 # of a product may change its last bits.
 CHUNK = 16_384
-# Above this many entities FAISS is the quicker brute force on a CPU (engineering.md 5).
-FAISS_ABOVE = 1_000_000
-
-Engine = Literal["auto", "torch", "faiss"]
+# Entities whose best score decides whether any of them is looked at; the k best blocks hold the k best entities.
+BLOCK = 32
+# The lower half of a key, in which an id is counted down.
+LOWER = (1 << 32) - 1
+# All bits of a float but its sign.
+UNSIGNED = 0x7FFFFFFF
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,8 @@ class Matches:
 class Matcher:
     """Top-k search among a fixed set of unit entity vectors."""
 
-    def __init__(self, entities: Float[Tensor, "entities dim"], k: int, engine: Engine = "auto") -> None:
-        """Keep the entities; index them with FAISS when they are very many or ``engine`` asks for it.
+    def __init__(self, entities: Float[Tensor, "entities dim"], k: int) -> None:
+        """Keep the entities.
 
         Raises:
             AlignerError: fewer entities than k, or a vector with NaN or infinity.
@@ -38,10 +43,8 @@ class Matcher:
         if len(entities) < k:
             raise AlignerError(f"--top-k {k} needs at least {k} entities, the corpus has {len(entities)}")
         refuse_not_finite(entities, "entity")
-        huge = len(entities) > FAISS_ABOVE and entities.device.type == "cpu"
         self.k = k
         self.entities = entities
-        self.index = _faiss_index(entities) if engine == "faiss" or (engine == "auto" and huge) else None
 
     def __call__(self, regions: Float[Tensor, "regions dim"]) -> Matches:
         """Nearest entities of unit region vectors.
@@ -50,8 +53,6 @@ class Matcher:
             AlignerError: a vector with NaN or infinity, whose order would mean nothing.
         """
         refuse_not_finite(regions, "region")
-        if self.index is not None:
-            return _search_faiss(self.index, regions, self.k)
         return top_entities(regions, self.entities, self.k)
 
 
@@ -65,48 +66,43 @@ def refuse_not_finite(vectors: Float[Tensor, "rows dim"], what: str) -> None:
 def top_entities(
     regions: Float[Tensor, "regions dim"], entities: Float[Tensor, "entities dim"], k: int, chunk: int = CHUNK
 ) -> Matches:
-    """Exact top k by inner product, in chunks of entities; equals a full stable sort."""
-    ids = torch.empty(len(regions), 0, dtype=torch.int64, device=regions.device)
-    scores = torch.empty(len(regions), 0, dtype=regions.dtype, device=regions.device)
+    """Exact top k by inner product of finite float32 vectors, in chunks of entities; equals a full stable sort."""
+    best = torch.empty(len(regions), 0, dtype=torch.int64, device=regions.device)
     for start in range(0, len(entities), chunk):
-        block = regions @ entities[start : start + chunk].T
-        block_ids = torch.arange(start, start + block.shape[1], device=regions.device).expand_as(block)
-        # What was found so far has lower ids and is in order, so position breaks ties as ids do.
-        candidates = torch.cat([scores, block], dim=1)
-        scores, position = _stable_top(candidates, min(k, candidates.shape[1]))
-        ids = torch.cat([ids, block_ids], dim=1).gather(1, position)
-    return Matches(ids, scores)
+        scores = regions @ entities[start : start + chunk].T
+        found = torch.cat([best, _candidates(scores, k) - start], dim=1)
+        best = found.topk(min(k, found.shape[1]), dim=1).values
+    return Matches(_ids(best), _scores(best))
 
 
-def _stable_top(
-    scores: Float[Tensor, "rows columns"], k: int
-) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-    """Largest k of each row, descending, ties by the lower column (``topk`` promises no order of ties)."""
-    top, column = scores.topk(k, dim=1)
-    # A tie across the k-th place makes topk's choice arbitrary: such rows (rare) are sorted in full.
-    tied = (scores >= top[:, -1:]).sum(1) > k
-    if tied.any():
-        column[tied] = scores[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
-    column = column.sort(dim=1).values
-    top, order = scores.gather(1, column).sort(dim=1, descending=True, stable=True)
-    return top, column.gather(1, order)
+def _candidates(scores: Float[Tensor, "rows columns"], k: int) -> Int[Tensor, "rows candidates"]:
+    """Keys of columns among which are the k best of each row.
+
+    An entity outside the k blocks of the best maxima is preceded by each of those maxima: they are greater, or as
+    great with a lower id. The columns after the last whole block are candidates all of them.
+    """
+    rows, columns = scores.shape
+    count = columns // BLOCK
+    column = torch.arange(columns, device=scores.device)
+    if count <= k:
+        return _keys(scores, column)
+    blocks = scores[:, : count * BLOCK].unflatten(1, (count, BLOCK))
+    best = _ids(_keys(blocks.amax(-1), column[:count]).topk(k, dim=1, sorted=False).values).unsqueeze(-1)
+    inside = _keys(blocks.gather(1, best.expand(-1, -1, BLOCK)), best * BLOCK + column[:BLOCK])
+    return torch.cat([inside.flatten(1), _keys(scores[:, count * BLOCK :], column[count * BLOCK :])], dim=1)
 
 
-def _faiss_index(entities: Float[Tensor, "entities dim"]) -> Any:
-    try:
-        import faiss  # after torch: the other order can crash with CUDA builds
-    except ImportError as error:
-        raise AlignerError("searching this many entities needs FAISS: pip install faiss-cpu") from error
-    index = faiss.IndexFlatIP(entities.shape[1])
-    index.add(entities.cpu().numpy())
-    return index
+def _keys(scores: Float[Tensor, "*axes"], ids: Int[Tensor, "..."]) -> Int[Tensor, "*axes"]:
+    """One number for a float32 score and an id below 2**32: the score's bits in its order, then the id downwards."""
+    # Minus zero is no less than zero, and the bits of negative floats grow downwards.
+    bits = (scores + 0.0).view(torch.int32)
+    return (bits ^ ((bits >> 31) & UNSIGNED)).long().mul_(LOWER + 1).add_(LOWER - ids)
 
 
-def _search_faiss(index: Any, regions: Float[Tensor, "regions dim"], k: int) -> Matches:
-    """The same search in FAISS; ties inside the top k are ordered by id, one across its edge is FAISS's."""
-    scores, ids = index.search(regions.cpu().numpy(), k)
-    ids, order = torch.from_numpy(ids).sort(dim=1)
-    found, order_by_score = (
-        torch.from_numpy(scores).gather(1, order).sort(dim=1, descending=True, stable=True)
-    )
-    return Matches(ids.gather(1, order_by_score).to(regions.device), found.to(regions.device))
+def _ids(keys: Int[Tensor, "*axes"]) -> Int[Tensor, "*axes"]:
+    return LOWER - (keys & LOWER)
+
+
+def _scores(keys: Int[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    bits = (keys >> 32).int()
+    return (bits ^ ((bits >> 31) & UNSIGNED)).view(torch.float32)

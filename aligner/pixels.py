@@ -4,14 +4,18 @@ Decoding processes use this: they start in a fraction of a second, and hand over
 of floats. ``normalise`` in engine.py is the other half of the transform.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import PIL
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from aligner.views import CROPS
 
+# Versions of Pillow differ in what they resize first, hence in bytes: recorded in the manifest.
+RESIZER = f"Pillow {PIL.__version__}"
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -21,7 +25,7 @@ class Cutter:
 
     ``resize_mode`` is open_clip's: ``shortest`` fills the size and crops the middle, ``longest`` fits into it
     and pads with ``fill_color``, ``squash`` changes the aspect ratio. ``crops`` is how many crops ``cuts`` takes
-    of what overhangs (``views.CROPS``).
+    of what overhangs (``views.CROPS``). ``whole`` leaves pictures as they are, to be cut on a device (resize.py).
     """
 
     size: tuple[int, int]
@@ -29,26 +33,39 @@ class Cutter:
     interpolation: str = "bicubic"
     fill_color: int = 0
     crops: int = 1
+    whole: bool = False
 
     def __call__(self, rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "rows columns 3"]:
-        """One picture, cut to size: the middle crop."""
+        """One picture, cut to size unless it is to stay whole: the middle crop."""
         return self.cuts(rgb)[0]
 
     def cuts(self, rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "crops rows columns 3"]:
-        """All crops of one picture, the middle one first; it is resized once."""
-        height, width = self._resized(*rgb.shape[:2])
+        """All crops of one picture, the middle one first; it is resized once. A whole one is its only crop."""
+        if self.whole:
+            return rgb[None]
+        height, width = self.resized(*rgb.shape[:2])
         picture = Image.fromarray(rgb)
         if (width, height) != picture.size:
-            picture = picture.resize((width, height), self._filter())
+            picture = picture.resize((width, height), self.filter())
         picture = self._padded(picture)
         return np.stack([self._cropped(picture, before) for _, before in CROPS[self.crops]])
 
-    def _filter(self) -> Image.Resampling:
+    def stack(
+        self, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]
+    ) -> UInt8[np.ndarray, "pictures rows columns 3"]:
+        """The pictures of a video as one array; whole ones of several sizes are cut here after all."""
+        if len({picture.shape for picture in pictures}) > 1:
+            pictures = [replace(self, whole=False)(picture) for picture in pictures]
+        return np.stack(pictures)
+
+    def filter(self) -> Image.Resampling:
+        """With what a picture is resized."""
         # open_clip resizes to a size that is not square bicubically, whatever the model asks for.
         oblong = self.resize_mode == "shortest" and self.size[0] != self.size[1]
         return Image.Resampling.BICUBIC if oblong else INTERPOLATIONS[self.interpolation]
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a picture before it is cropped or padded."""
         rows, columns = self.size
         if self.resize_mode == "squash":
             return rows, columns

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
@@ -38,12 +39,11 @@ def region_geometry(
     column = torch.arange(columns, device=source.device).repeat(rows)
     x0, x1, cx = _extent(member, column, columns, patches)
     y0, y1, cy = _extent(member, row, rows, patches)
-    frames = source.shape[0]
     return RegionGeometry(
-        _prepend(torch.zeros(frames, 1, dtype=patches.dtype), patches),
-        _prepend(torch.full((frames, 1, 2), 0.5), torch.stack([cx, cy], -1)),
-        _prepend(torch.tensor([0.0, 0, 1, 1]).expand(frames, 1, 4), torch.stack([x0, y0, x1, y1], -1)),
-        pack_patches(_prepend(torch.zeros(frames, 1, member.shape[-1], dtype=torch.bool), member)),
+        _after(0, patches),
+        torch.stack([_after(0.5, cx), _after(0.5, cy)], -1),
+        torch.stack([_after(0, x0), _after(0, y0), _after(1, x1), _after(1, y1)], -1),
+        pack_patches(F.pad(member, (0, 0, 1, 0))),
     )
 
 
@@ -60,15 +60,16 @@ def _extent(
     return first, last, (total / patches + 0.5) / cells
 
 
-def _prepend(cls: Tensor, regions: Tensor) -> Tensor:
-    return torch.cat([cls.to(regions.device), regions], dim=1)
+def _after(frame: int | float, regions: Tensor) -> Tensor:
+    """The regions' values after that of the frame, made where they are: a copy would wait for the device."""
+    return F.pad(regions, (1, 0), value=frame)
 
 
 def pack_patches(member: Bool[Tensor, "*axes patches"]) -> UInt8[Tensor, "*axes bytes"]:
     """Eight patches to a byte, the first in the highest bit, zeros at the end (as ``np.packbits``)."""
-    padded = torch.nn.functional.pad(member.to(torch.uint8), (0, -member.shape[-1] % 8))
-    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=member.device)
-    return (padded.unflatten(-1, (-1, 8)) * weights).sum(-1, dtype=torch.uint8)
+    padded = F.pad(member.to(torch.uint8), (0, -member.shape[-1] % 8))
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=member.device)
+    return padded.unflatten(-1, (-1, 8)).bitwise_left_shift(shifts).sum(-1, dtype=torch.uint8)
 
 
 def unpack_patches(packed: UInt8[Tensor, "*axes bytes"], patches: int) -> Bool[Tensor, "*axes patches"]:

@@ -24,6 +24,7 @@ import torch
 from aligner import artifact, config, corpus, decode, encoder, launch, match, plan
 from aligner.config import AlignConfig, AlignerError, ChangedSettings
 from aligner.engine import Job, Stop, Stopped, fill
+from aligner.pixels import RESIZER
 from aligner.progress import Progress, make_progress
 from aligner.views import Sampling, view_table
 
@@ -101,8 +102,10 @@ def counts_of(out: Path, shard: int, marker: dict[str, Any]) -> dict[str, Any]:
 # Preparing.
 
 
-def prepare(settings: AlignConfig) -> Job:
+def prepare(settings: AlignConfig, only_plan: bool = False) -> Job:
     """Plan the videos, load model and corpus, and write or reuse the manifest of the alignments folder.
+
+    With ``only_plan`` nothing will be computed: the device is that of other processes, perhaps on other machines.
 
     Raises:
         ChangedSettings: the folder was begun with other settings, and ``force`` is not set.
@@ -119,7 +122,7 @@ def prepare(settings: AlignConfig) -> Job:
         settings.allow_outside_root,
         settings.frame_rate,
     )
-    entities, tower, matcher, content = _load(settings)
+    entities, tower, matcher, content = _load(settings, only_plan)
     videos, manifest = _publish(settings, found, entities, content)
     return Job(settings, videos, tower, matcher, manifest)
 
@@ -147,27 +150,29 @@ def join(settings: AlignConfig, root: Path | str, urls: dict[str, str], fingerpr
 
 
 def _load(
-    settings: AlignConfig,
+    settings: AlignConfig, only_plan: bool = False
 ) -> tuple[corpus.Corpus, encoder.ClipRegionEncoder, match.Matcher, dict[str, Any]]:
     """The corpus, the model on its device, the matcher, and what the manifest says of them."""
     entities = corpus.load_corpus(settings.corpus)
     clip, model_info = encoder.load_clip(settings.model, settings.pretrained)
     corpus.check_model(entities, model_info)
-    device = pick_device(settings.device)
+    asked = pick_device(settings.device, must_exist=not only_plan)
+    device = torch.device("cpu") if only_plan else asked
     tower = encoder.ClipRegionEncoder(
         clip,
         settings.merge,
         proportional_attention=settings.proportional_attention,
         dense=settings.dense,
         precision=settings.precision,
+        compiled=settings.compile,
         device=device,
     )
     matcher = match.Matcher(torch.tensor(entities.embeddings, device=device), settings.top_k)
     pixels = encoder.preprocess_config(clip)
-    return entities, tower, matcher, _manifest_content(settings, entities, tower, model_info, pixels, device)
+    return entities, tower, matcher, _manifest_content(settings, entities, tower, model_info, pixels, asked)
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, must_exist: bool = True) -> torch.device:
     """The torch device; ``auto`` is a GPU where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -175,7 +180,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise AlignerError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if must_exist and device.type == "cuda" and not torch.cuda.is_available():
         raise AlignerError(f"--device {name}: no usable GPU here; use --device cpu")
     return device
 
@@ -217,6 +222,8 @@ def _manifest_content(
         "resize_mode": pixels["resize_mode"],
         "precision": settings.precision,
         "store": settings.store,
+        "preprocess": RESIZER if settings.preprocess == "cpu" else settings.preprocess,
+        "compile": settings.compile,
         "fill_color": pixels.get("fill_color", 0),
         "frames_per_pass": frames_per_pass(settings, device),
         "videos_per_shard": settings.videos_per_shard,

@@ -5,6 +5,8 @@ against a loop of the same merged encoder, and one of open_clip's ``encode_image
 prepared beforehand. All in turns in one process, compared by medians: the ratios hold on a busy machine, the seconds
 do not. Processor time (of all threads and children) is compared too, since it hardly minds a busy machine.
 
+Matching: the search among 10,000 entities against the encoder of the same frames, in turns.
+
 Memory: resident memory of the command's processes, for 10 and for 1,000 videos, with a tiny encoder.
 """
 
@@ -128,6 +130,35 @@ def speed(videos: Path, count: int, rounds: int, entities: int, precision: str) 
     return rows
 
 
+def matching(counts: list[int], rounds: int, precision: str) -> list[str]:
+    """Table rows of the search among so many entities against the encoder of the same eight frames."""
+    from aligner.encoder import ClipRegionEncoder, load_clip
+    from aligner.match import Matcher
+
+    tower = ClipRegionEncoder(load_clip("ViT-B-16", "none")[0], MERGE, precision=precision)
+    pixels = torch.randn(FRAMES, 3, 224, 224)
+    found = torch.nn.functional.normalize(tower(pixels).embeddings, dim=-1).flatten(0, 1)
+    rows = []
+    for count in counts:
+        vectors = np.random.default_rng(0).standard_normal((count, tower.dim)).astype(np.float32)
+        search = Matcher(torch.nn.functional.normalize(torch.from_numpy(vectors), dim=1), TOP_K)
+
+        def encode(turn: int) -> None:
+            tower(pixels)
+
+        def match(turn: int, search: Matcher = search) -> None:
+            search(found)
+
+        times = in_turns([encode, match], rounds)
+        pairs = list(zip(times["match"], times["encode"], strict=True))
+        wall, busy = (100 * statistics.median(a[k] / b[k] for a, b in pairs) for k in (0, 1))
+        seconds = [statistics.median(t[0] for t in times[name]) for name in ("encode", "match")]
+        rows.append(
+            f"| {precision} | {count} | {seconds[0]:.3f} | {seconds[1]:.3f} | {wall:.1f} | {busy:.1f} |"
+        )
+    return rows
+
+
 def in_turns(works: list, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """Seconds by the clock and of the processor of each, round by round."""
     times: dict[str, list[tuple[float, float]]] = {work.__name__: [] for work in works}
@@ -138,7 +169,7 @@ def in_turns(works: list, rounds: int) -> dict[str, list[tuple[float, float]]]:
             spent = time.perf_counter() - start, sum(os.times()[:4]) - busy
             times[work.__name__].append(spent)
             print(
-                f"{turn}: {work.__name__} {spent[0]:.1f} s, busy {spent[1]:.1f} s",
+                f"{turn}: {work.__name__} {spent[0]:.2f} s, busy {spent[1]:.2f} s",
                 file=sys.stderr,
                 flush=True,
             )
@@ -256,6 +287,7 @@ def main() -> None:
     parser.add_argument("--entities", type=int, default=400)
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--matching", type=int, nargs="*", default=[10_000], help="numbers of entities")
     parser.add_argument("--memory", type=int, nargs="*", default=[10, 1000], help="numbers of videos")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -266,6 +298,10 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|---|", flush=True)
         rows = speed(given.videos, given.count, given.rounds, given.entities, given.precision)
         print("\n".join(rows), flush=True)
+    if given.matching:
+        print("| precision | entities | encoder, s | matching, s | share, % | of processor time, % |")
+        print("|---|---|---|---|---|---|", flush=True)
+        print("\n".join(matching(given.matching, given.rounds, given.precision)), flush=True)
     if given.memory:
         print("| videos | aligner, MB | decoders, MB | both, MB |\n|---|---|---|---|")
         print("\n".join(memory(given.memory)), flush=True)

@@ -103,7 +103,7 @@ class AlignmentsSection(Section):
     top_k: int = Field(16, description="Entities stored per region.")
     proportional_attention: bool = Field(True, description="Merged tokens count by their size in attention.")
     dense: str = Field("none", description="Attention of the regions in the last block: none, value or self.")
-    precision: str = Field("fp32", description="fp32 or bf16.")
+    precision: str = Field("fp32", description="fp32, bf16 or fp16.")
     store: Literal["fp16", "int8", "topk"] = Field(
         "fp16", description="Embeddings to keep: fp16, int8, or topk (of frames alone)."
     )

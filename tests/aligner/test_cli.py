@@ -237,11 +237,13 @@ def test_a_wrong_root_warns_loudly(call: Callable, options: list, clips: Path, t
 def test_run_and_plan_agree_on_every_setting(call: Callable, options: list, tmp_path: Path) -> None:
     given = [*options[:8], "--frames", 3, "--merge", 1, "--top-k", 2, "--precision", "bf16"]
     given += ["--videos-per-shard", 2, "--batch-frames", 2, "--no-proportional-attention", "--dense", "value"]
+    given += ["--preprocess", "device"]
     assert call("plan", *given).exit_code == 0
     written = artifact.read_manifest(tmp_path / "out")["config"]
     assert (written["frames"], written["merge"], written["top_k"], written["precision"]) == (3, 1, 2, "bf16")
     assert (written["videos_per_shard"], written["frames_per_pass"]) == (2, 2)
     assert written["proportional_attention"] is False and written["dense"] == "value"
+    assert (written["preprocess"], written["compile"]) == ("device", False)
     given[given.index("--batch-frames") + 1] = 9
     assert call("run", *given, "--device", "cpu", "--quiet").exit_code == 0
     assert artifact.read_manifest(tmp_path / "out")["config"] == written

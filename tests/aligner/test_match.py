@@ -1,4 +1,4 @@
-"""Top-k equals brute force, ties included, whatever the chunk and the engine."""
+"""Top-k equals brute force, ties included, whatever the chunk."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aligner import match
 from aligner.config import AlignerError
 from aligner.match import Matcher, top_entities
 
@@ -63,20 +62,53 @@ def test_three_vectors_by_hand() -> None:
     assert found.scores[0].tolist() == pytest.approx([0.8, 0.6, -0.6])
 
 
-def test_faiss_finds_the_same() -> None:
-    pytest.importorskip("faiss")
-    regions, entities = unit(40, 16, 2), unit(500, 16, 3)
+@given(
+    entities=st.integers(1, 700),
+    chunk=st.sampled_from([32, 100, 256, 1000]),
+    k=st.integers(1, 12),
+    alike=st.integers(1, 60),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=60, deadline=None)
+def test_equals_a_stable_sort_with_ties_across_blocks_and_chunks(
+    entities: int, chunk: int, k: int, alike: int, seed: int
+) -> None:
+    """Few different vectors, so that equal scores lie in many blocks of 32, on both sides of the k-th place."""
+    rng = np.random.default_rng(seed)
+    a = torch.from_numpy(rng.integers(-2, 3, (5, 3)).astype(np.float32))
+    different = torch.from_numpy(rng.integers(-2, 3, (alike, 3)).astype(np.float32))
+    b = different[torch.from_numpy(rng.integers(0, alike, entities))]
+    k = min(k, entities)
+    found = top_entities(a, b, k, chunk)
+    wanted = (a @ b.T).sort(dim=1, descending=True, stable=True)
+    assert torch.equal(found.entities, wanted.indices[:, :k])
+    assert torch.equal(found.scores, wanted.values[:, :k])
+
+
+def test_equal_scores_come_by_id_whatever_their_sign() -> None:
+    """Zero and minus zero are equal, and so are negative scores; every block and chunk holds some of them."""
+    entities = torch.zeros(200, 1)
+    entities[::2] = -0.0
+    negative = -torch.ones(200, 1)
+    for vectors, score in ((entities, 0.0), (negative, -0.5)):
+        for chunk in (64, 1000):
+            found = top_entities(torch.tensor([[0.5]]), vectors, 5, chunk)
+            assert found.entities.tolist() == [[0, 1, 2, 3, 4]]
+            assert found.scores.tolist() == [[score] * 5]
+
+
+def test_agrees_with_faiss() -> None:
+    faiss = pytest.importorskip("faiss")
+    regions, entities = unit(40, 16, 2), unit(1500, 16, 3)
     entities[100] = entities[7]
-    exact, by_faiss = Matcher(entities, 8, "torch")(regions), Matcher(entities, 8, "faiss")(regions)
-    assert torch.equal(exact.entities, by_faiss.entities)
-    torch.testing.assert_close(exact.scores, by_faiss.scores)
-
-
-def test_faiss_is_chosen_for_a_huge_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("faiss")
-    assert Matcher(unit(11, 4, 0), 2).index is None
-    monkeypatch.setattr(match, "FAISS_ABOVE", 10)
-    assert Matcher(unit(11, 4, 0), 2).index is not None
+    index = faiss.IndexFlatIP(16)
+    index.add(entities.numpy())
+    scores, ids = index.search(regions.numpy(), 8)
+    found = Matcher(entities, 8)(regions)
+    torch.testing.assert_close(found.scores, torch.from_numpy(scores))
+    # FAISS promises no order of the two that are alike.
+    named = [[7 if entity == 100 else entity for entity in row] for row in ids.tolist()]
+    assert [[7 if entity == 100 else entity for entity in row] for row in found.entities.tolist()] == named
 
 
 def test_refuses_nan_and_too_few_entities() -> None:

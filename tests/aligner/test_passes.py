@@ -141,16 +141,25 @@ def numbered(crops: list[np.ndarray]) -> FrameRows:
     return FrameRows(one, two, four, two, two, two, two, one, np.ones(len(crops), bool))
 
 
-@given(counts=st.lists(st.integers(0, 7), max_size=12), size=st.integers(1, 9))
-def test_every_frame_comes_back_to_its_video_in_order(counts: list[int], size: int) -> None:
+@given(counts=st.lists(st.integers(0, 7), max_size=12), size=st.integers(1, 9), ahead=st.integers(0, 2))
+def test_every_frame_comes_back_to_its_video_in_order(counts: list[int], size: int, ahead: int) -> None:
     """0 stands for a video that failed."""
     sizes: list[int] = []
 
-    def encode(crops: list[np.ndarray]) -> FrameRows:
-        sizes.append(len(crops))
-        return numbered(crops)
+    running: list[int] = []
 
-    batcher, first, found, wanted = Batcher(encode, size), 0, [], []
+    def start(crops: list[np.ndarray]) -> Callable[[], FrameRows]:
+        sizes.append(len(crops))
+        running.append(len(crops))
+        assert len(running) <= 1 + ahead
+
+        def rows() -> FrameRows:
+            running.pop()
+            return numbered(crops)
+
+        return rows
+
+    batcher, first, found, wanted = Batcher(start, size, ahead=ahead), 0, [], []
     for place, count in enumerate(counts):
         numbers = np.arange(first, first + count)
         first += count

@@ -136,6 +136,7 @@ def test_a_lost_or_cut_shard_is_made_again(settings: Callable) -> None:
         ({"crops": 3}, "config.crops: got 3, expected 1"),
         ({"seed": 1}, "config.seed: got 1, expected 0"),
         ({"colours": "imagenet"}, "config.colours: got 'imagenet', expected 'model'"),
+        ({"compile": True}, "config.compile: got True, expected False"),
         ({"merge": "auto"}, "config.merge: got 1, expected 2"),
         ({"videos_per_shard": 4}, "config.videos_per_shard: got 4, expected 3"),
     ],
