@@ -36,6 +36,7 @@ PACKAGE = f"aligner {__version__}"
 MANIFEST = "manifest.json"
 VIDEOS = "videos.parquet"
 ENTITIES = "entities.parquet"
+SET_ASIDE = "set-aside"
 
 MADE_BY = "produced by `aligner run --videos DIR --corpus DIR --model NAME --out DIR`"
 
@@ -207,12 +208,15 @@ class ShardWriter:
         self._flush()
         self._writer.close()
 
-    def add(self, video_id: str, rows: VideoRows) -> None:
-        """Append one video; videos come in order of their id."""
+    def add(self, video_id: str, rows: VideoRows | pa.Table) -> None:
+        """Append one video, also as read from another shard; videos come in order of their id."""
         offset = sum(len(table) for table in self._pending)
         self.index[video_id] = {"row_group": self._group, "offset": offset, "rows": len(rows)}
         self.rows += len(rows)
-        self._pending.append(_table(video_id, rows, self.schema))
+        if isinstance(rows, pa.Table):
+            self._pending.append(pa.table(rows.columns, schema=self.schema))
+        else:
+            self._pending.append(_table(video_id, rows, self.schema))
         if (offset + len(rows)) * self.schema.field("embedding").type.byte_width >= ROW_GROUP_BYTES:
             self._flush()
 
@@ -320,6 +324,31 @@ def remove_start_leftovers(out: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def leftovers(out: Path) -> list[Path]:
+    """Temporary files that killed processes left; one that still runs may be writing the newest of them."""
+    return [path for path in sorted(out.glob(".*.tmp")) if _LEFT_BY_RUN.fullmatch(path.name)]
+
+
+def shard_files(shard: int) -> list[str]:
+    """Names of the files of a finished shard; the marker comes first, for without it the others mean nothing."""
+    return [marker_name(shard), shard_name(shard), failures_name(shard)]
+
+
+def set_aside(out: Path, names: list[str]) -> Path:
+    """Move files of a folder out of the way, in this order, so that the next run makes them again.
+
+    Returns:
+        The folder that holds them now: ``set-aside/`` and the next free number. Nothing is deleted.
+    """
+    number = 1 + max((int(path.name) for path in (out / SET_ASIDE).glob("[0-9]*")), default=0)
+    target = out / SET_ASIDE / f"{number:05d}"
+    target.mkdir(parents=True)
+    for name in names:
+        if (out / name).exists():
+            os.replace(out / name, target / name)
+    return target
+
+
 def refuse_foreign(out: Path) -> None:
     """Let nothing be written into, or deleted from, a folder that is not ours, whatever the options.
 
@@ -365,8 +394,14 @@ def write_json(target: Path, content: dict[str, Any]) -> None:
 
 def write_table(target: Path, table: pa.Table) -> None:
     """A small Parquet file, atomically."""
-    with atomic(target) as temporary:
-        pq.write_table(table, temporary, compression="ZSTD", write_page_checksum=True)
+    write_bytes(target, table_bytes(table))
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """The bytes of a small Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="ZSTD", write_page_checksum=True)
+    return sink.getvalue().to_pybytes()
 
 
 def write_bytes(target: Path, content: bytes) -> None:
@@ -643,6 +678,15 @@ def add_poison(out: Path, shard: int, video_id: str, failure: dict[str, str]) ->
     write_json(out / poison_name(shard), {"videos": videos})
 
 
+def remove_poison(out: Path, shard: int, videos: set[str]) -> None:
+    """Take videos off the poison list of their shard."""
+    kept = {video: failure for video, failure in read_poison(out, shard).items() if video not in videos}
+    if kept:
+        write_json(out / poison_name(shard), {"videos": kept})
+    else:
+        (out / poison_name(shard)).unlink(missing_ok=True)
+
+
 def forget_poison(out: Path, shard: int) -> None:
     """Make a shard with poisoned videos undone, so that the next run tries them again."""
     if (out / poison_name(shard)).exists():
@@ -679,12 +723,20 @@ def read_video(out: Path, video_id: str) -> pa.Table:
     if video_id not in marker["videos"]:
         raise AlignerError(_why_failed(out, shard, video_id))
     place = marker["videos"][video_id]
+    return read_row_group(out, shard, place["row_group"]).slice(place["offset"], place["rows"])
+
+
+def read_row_group(out: Path, shard: int, group: int, columns: list[str] | None = None) -> pa.Table:
+    """Rows of some whole videos; markers say in which row group a video is.
+
+    Raises:
+        AlignerError: there is no such group, or it is damaged.
+    """
     try:
-        with pq.ParquetFile(out / shard_name(shard)) as file:
-            group = file.read_row_group(place["row_group"])
+        with pq.ParquetFile(out / shard_name(shard), page_checksum_verification=True) as file:
+            return file.read_row_group(group, columns)
     except (pa.ArrowException, OSError, IndexError) as error:
         raise AlignerError(f"{shard_name(shard)} cannot be read; `aligner verify {out}` says more") from error
-    return group.slice(place["offset"], place["rows"])
 
 
 def _why_failed(out: Path, shard: int, video_id: str) -> str:

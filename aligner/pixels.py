@@ -5,6 +5,7 @@ of floats. ``normalise`` in engine.py is the other half of the transform.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,6 +26,13 @@ class Cutter:
     resize_mode: str = "shortest"
     interpolation: str = "bicubic"
     fill_color: int = 0
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> "Cutter":
+        """The cutter that the configuration in a manifest tells."""
+        size = settings["image_size"]
+        names = ("resize_mode", "interpolation", "fill_color")
+        return cls((size[0], size[1]), *(settings[name] for name in names))
 
     def __call__(self, rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "rows columns 3"]:
         """One picture, cut to size."""
