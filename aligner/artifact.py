@@ -37,6 +37,8 @@ MANIFEST = "manifest.json"
 VIDEOS = "videos.parquet"
 ENTITIES = "entities.parquet"
 SET_ASIDE = "set-aside"
+# How embeddings are stored.
+STORES = ("fp16",)
 
 MADE_BY = "produced by `aligner run --videos DIR --corpus DIR --model NAME --out DIR`"
 
@@ -747,6 +749,48 @@ def _why_failed(out: Path, shard: int, video_id: str) -> str:
 
 
 # For the consumers of whole folders.
+
+
+def matches(out: Path, shard: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Entity ids [rows, k] and scores [rows, k] of a finished shard, a row group at a time.
+
+    Raises:
+        AlignerError: the shard is damaged.
+    """
+    places = (read_marker(out, shard) or {"videos": {}})["videos"].values()
+    for group in sorted({place["row_group"] for place in places}):
+        rows = read_row_group(out, shard, group, ["topk_entity", "topk_score"])
+        yield lists(rows["topk_entity"]), lists(rows["topk_score"])
+
+
+def bytes_on_disk(out: Path) -> dict[str, int]:
+    """Bytes of a folder by what they hold: rows, the rest of an alignments folder, and what was set aside."""
+    found = {"rows": 0, "other": 0, "set aside": 0}
+    for path in out.rglob("*"):
+        if path.is_file():
+            rows = path.name.startswith("shard-") and path.suffix == ".parquet"
+            aside = path.relative_to(out).parts[0] == SET_ASIDE
+            found["set aside" if aside else "rows" if rows else "other"] += path.stat().st_size
+    return found
+
+
+def bytes_per_video(frames: int, tokens: int, dim: int, top_k: int, store: str = "fp16") -> int:
+    """Bytes that the rows of one video take on disk, as a rule of thumb (tests hold it to within a tenth).
+
+    Args:
+        frames: sampled frames of the video.
+        tokens: rows of a frame: its regions and itself.
+        dim: length of an embedding.
+        top_k: entities of a row.
+        store: how embeddings are stored.
+
+    Raises:
+        AlignerError: no such store.
+    """
+    if store not in STORES:
+        raise AlignerError(f"--store is {store!r}, expected one of {', '.join(STORES)}")
+    # The embedding does not shrink, ids and scores of entities hardly, geometry and patch maps do by half.
+    return frames * tokens * (2 * dim + 7 * top_k + 30)
 
 
 def all_failures(folder: Path) -> list[dict[str, str]]:

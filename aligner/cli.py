@@ -13,8 +13,9 @@ from typer.core import TyperGroup
 
 from aligner import __version__
 from aligner.cli_slurm import app as slurm_app
+from aligner.cli_store import app as store_app
 from aligner.config import EXIT_NOT_DONE, AlignConfig, AlignerError, array_share, parse_merge
-from aligner.options import errors
+from aligner.options import AsJson, Folder, Quiet, RetryPoisoned, VideoSeconds, Workers, errors
 
 # Newer versions of typer carry their own copy of click; this is the class in either.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -106,20 +107,11 @@ BatchFrames = Annotated[
         show_default=False,
     ),
 ]
-Workers = Annotated[int, typer.Option(help="Processes that decode ahead.")]
-VideoSeconds = Annotated[float, typer.Option(help="Give up a video that takes longer to decode.")]
-RetryPoisoned = Annotated[
-    bool,
-    typer.Option("--retry-poisoned", help="Try again the videos that crashed a decoder or took too long."),
-]
 Grace = Annotated[
     float, typer.Option(help="Time that SIGTERM or SIGUSR1 leaves to finish the shard at hand.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Force = Annotated[bool, typer.Option("--force", help="Start over in an existing alignments folder.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Folder = Annotated[Path, typer.Argument(help="Alignments folder.", show_default=False)]
 
 
 def _config(options: dict[str, Any], **changes: Any) -> AlignConfig:
@@ -345,3 +337,4 @@ def _print_counts(counts: dict[str, Any], as_json: bool) -> None:
 
 
 app.add_typer(slurm_app, name="slurm")
+app.add_typer(store_app)

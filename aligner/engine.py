@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -348,6 +348,7 @@ class Feed:
             yield item.video_id, result
 
 
+@runtime_checkable
 class Results(Protocol):
     """What becomes a shard: the rows or the failure of each video by its id, and the size of the passes."""
 

@@ -9,11 +9,12 @@ import hashlib
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from aligner import artifact
 from aligner.config import EXIT_DONE, EXIT_NOT_DONE, AlignerError
 from aligner.corpus import ENTITIES
-from aligner.plan import Plan
+from aligner.plan import Plan, make_plan
 from aligner.verify import check_manifest, check_shards
 
 # A younger temporary file may belong to a run that is at work.
@@ -104,7 +105,18 @@ def repair(
     return done
 
 
-def _manifest(out: Path) -> dict[str, object]:
+def repair_and_report(
+    out: Path, *, dry_run: bool, corpus: Path | None, videos: tuple[str, str | None, bool] | None
+) -> Repair:
+    """``repair`` with the videos planned afresh from --videos, --videos-root and --allow-outside-root."""
+    planned = None
+    if videos is not None:
+        settings = _manifest(out)["config"]
+        planned = make_plan(videos[0], settings["videos_per_shard"], *videos[1:], settings["frame_rate"])
+    return repair(out, dry_run=dry_run, corpus=corpus, videos=planned)
+
+
+def _manifest(out: Path) -> dict[str, Any]:
     try:
         return artifact.read_manifest(out)
     except AlignerError as error:
@@ -119,13 +131,11 @@ def _cure(problem: str) -> str:
     if problem.startswith(artifact.ENTITIES):
         return "`aligner repair --corpus CORPUS` restores it from the corpus that the folder was made with"
     if problem.startswith(artifact.VIDEOS):
-        return (
-            "`aligner repair --videos VIDEOS` restores it if the videos are as they were planned; else put a copy back"
-        )
+        return "`aligner repair --videos VIDEOS` restores it if the videos are as they were planned; else put a copy back"
     return "It cannot be restored: undo the change or put a copy back; else `aligner run --force` starts over"
 
 
-def _judge(out: Path, shard: int, found: list[str], manifest: dict, done: Repair) -> None:
+def _judge(out: Path, shard: int, found: list[str], manifest: dict[str, Any], done: Repair) -> None:
     """A shard with problems: set aside, or left to the next run, which makes it anyway."""
     marker = artifact.read_whole_marker(out, shard)
     other = marker is not None and marker["fingerprint"] != artifact.shard_fingerprint(manifest, shard)
@@ -157,7 +167,9 @@ def _remove_leftovers(out: Path, done: Repair) -> None:
 # Restoring what the manifest records.
 
 
-def _restore(out: Path, manifest: dict, corpus: Path | None, videos: Plan | None, done: Repair) -> None:
+def _restore(
+    out: Path, manifest: dict[str, Any], corpus: Path | None, videos: Plan | None, done: Repair
+) -> None:
     """Write damaged files anew where the recorded bytes can be had.
 
     Raises:
@@ -174,17 +186,19 @@ def _restore(out: Path, manifest: dict, corpus: Path | None, videos: Plan | None
         same = [data for data in candidates if hashlib.sha256(data).hexdigest() == wanted]
         if not same:
             given = "corpus" if name == artifact.ENTITIES else "videos"
-            raise AlignerError(f"{name} cannot be restored: these are not the {given} that {out} was made with")
+            raise AlignerError(
+                f"{name} cannot be restored: these are not the {given} that {out} was made with"
+            )
         done.restored.append(name)
         if not done.dry_run:
             artifact.write_bytes(out / name, same[0])
 
 
-def _plans(out: Path, manifest: dict, videos: Plan) -> list[bytes]:
+def _plans(out: Path, manifest: dict[str, Any], videos: Plan) -> list[bytes]:
     """The plan as it would be made now, and with the shards that the markers tell: that of one that grew."""
     from aligner.run import plan_table
 
-    shards = {}
+    shards: dict[str, int] = {}
     for shard in range(manifest["num_shards"]):
         shards |= dict.fromkeys((artifact.read_whole_marker(out, shard) or {"videos": {}})["videos"], shard)
         with contextlib.suppress(AlignerError):  # damaged as well: the plan as it would be made now is left

@@ -71,7 +71,7 @@ def _seconds_left(out: Path, done: list[int], markers: list[dict[str, Any]], vid
     timed = [
         (artifact.read_timings(out, shard).get("seconds"), m) for shard, m in zip(done, markers, strict=True)
     ]
-    known = [(seconds, marker["counts"]["planned"]) for seconds, marker in timed if seconds is not None]
+    known = [(seconds, marker["counts"]["planned"]) for seconds, marker in timed if seconds]
     counted = sum(planned for _, planned in known)
     return videos * sum(seconds for seconds, _ in known) / counted if counted else None
 
@@ -85,9 +85,7 @@ def verify(out: Path) -> list[str]:
     manifest = artifact.read_manifest(out)
     if problems := check_manifest(out, manifest):
         return problems
-    return [
-        f"shard {shard}: {text}" for shard, problems in check_shards(out, manifest) for text in problems
-    ]
+    return [f"shard {shard}: {text}" for shard, problems in check_shards(out, manifest) for text in problems]
 
 
 def check_shards(out: Path, manifest: dict[str, Any]) -> Iterator[tuple[int, list[str]]]:
