@@ -30,8 +30,9 @@ COLUMNS = {
 }
 
 WHAT = """\
-One row is a region of a video frame: a set of patches that a frozen CLIP image encoder merged, with the entities of a
-text corpus that are nearest to it. Made by the `aligner` of an open toolkit for "Align before Adapt" (ALT, CVPR 2024)."""
+One row is a region of a video frame: a set of patches that a frozen CLIP image encoder merged, with the entities
+of a text corpus that are nearest to it. Made by the `aligner` of an open toolkit for "Align before Adapt" (ALT,
+CVPR 2024)."""
 
 LIMITS = """\
 - Entities are nearest neighbours by cosine, not labels that anybody checked: the nearest may still be wrong.

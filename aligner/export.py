@@ -4,7 +4,7 @@
 - ``jsonl``: ``regions-00000.jsonl``, one object a line.
 - ``hf``: ``data/SPLIT-00000.parquet``, which ``datasets.load_dataset`` takes by split.
 
-A data card, ``README.md``, is written last: a folder without one is not finished. One row group is in memory at a time.
+A data card, ``README.md``, says that the export is not finished until it is. One row group is in memory at a time.
 """
 
 import json
@@ -27,10 +27,8 @@ from aligner.config import AlignerError, did_you_mean
 from aligner.progress import Progress
 
 FORMS = ("parquet", "jsonl", "hf")
-# What an export that did not come to its end leaves.
-_OURS = re.compile(
-    r"\.?(?:regions|\w+(?:\.\w+)*)-\d{5,}\.(?:parquet|jsonl)(?:\.[0-9a-f]+\.tmp)?|\.README\.md\.[0-9a-f]+\.tmp"
-)
+# The card until all else is written: by it an export knows what another one left.
+UNFINISHED = "This export is not finished: run `aligner export` again.\n"
 # Rows that are Python objects at the same time.
 JSON_ROWS = 256
 
@@ -130,19 +128,20 @@ def _refuse_unfinished(out: Path, manifest: dict[str, Any]) -> None:
 
 
 def _make_room(destination: Path) -> None:
-    """An empty folder; only what an interrupted export left is removed."""
-    found = [path for path in destination.rglob("*") if not path.is_dir()] if destination.exists() else []
-    foreign = [path.relative_to(destination).as_posix() for path in found if not _OURS.fullmatch(path.name)]
-    if foreign:
+    """An empty folder but for a card; only what an interrupted export left is removed."""
+    found = [path for path in destination.rglob("*") if path.is_file()] if destination.exists() else []
+    card = destination / CARD
+    ours = card in found and card.read_bytes() == UNFINISHED.encode()
+    if found and not ours:
         raise AlignerError(
-            f"{destination} holds {foreign[0]}"
-            + (f" and {len(foreign) - 1} more" if foreign[1:] else "")
-            + "; "
-            "give a folder that is absent or empty, or remove that export first"
+            f"{destination} holds {len(found)} files such as {found[0].relative_to(destination)}; "
+            "give a folder that is absent or empty, or remove that one first"
         )
     for path in found:
-        path.unlink()
+        if path != card:
+            path.unlink()
     destination.mkdir(parents=True, exist_ok=True)
+    artifact.write_bytes(card, UNFINISHED.encode())
 
 
 class Maker:

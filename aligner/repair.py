@@ -131,7 +131,9 @@ def _cure(problem: str) -> str:
     if problem.startswith(artifact.ENTITIES):
         return "`aligner repair --corpus CORPUS` restores it from the corpus that the folder was made with"
     if problem.startswith(artifact.VIDEOS):
-        return "`aligner repair --videos VIDEOS` restores it if the videos are as they were planned; else put a copy back"
+        return (
+            "`aligner repair --videos VIDEOS` restores it if the videos are as planned; else put a copy back"
+        )
     return "It cannot be restored: undo the change or put a copy back; else `aligner run --force` starts over"
 
 
