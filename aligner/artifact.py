@@ -268,7 +268,7 @@ def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 def lists(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """A fixed-size list column as [rows, k]."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
 
 
 # Files that appear whole or not at all.

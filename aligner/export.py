@@ -219,8 +219,8 @@ def _lists(values: pa.Array, length: int) -> pa.Array:
 
 def _patch_lists(maps: pa.ChunkedArray, patches: int) -> pa.Array:
     """The numbers of the patches of every region, row by row of the grid."""
-    packed = np.frombuffer(b"".join(maps.to_pylist()), np.uint8).reshape(len(maps), -1)
-    member = np.unpackbits(packed, axis=1)[:, :patches] if len(maps) else np.zeros((0, patches), np.uint8)
+    packed = np.frombuffer(b"".join(maps.to_pylist()), np.uint8).reshape(len(maps), maps.type.byte_width)
+    member = np.unpackbits(packed, axis=1)[:, :patches]
     offsets = np.concatenate([[0], member.sum(1, dtype=np.int64).cumsum()])
     numbers = np.nonzero(member)[1].astype(np.int16)
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(numbers))
