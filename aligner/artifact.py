@@ -37,8 +37,6 @@ MANIFEST = "manifest.json"
 VIDEOS = "videos.parquet"
 ENTITIES = "entities.parquet"
 SET_ASIDE = "set-aside"
-# How embeddings are stored.
-STORES = ("fp16",)
 
 MADE_BY = "produced by `aligner run --videos DIR --corpus DIR --model NAME --out DIR`"
 
@@ -263,6 +261,16 @@ def vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     start, width = array.offset * array.type.byte_width, array.type.byte_width
     data = np.frombuffer(array.buffers()[1], "<f2", len(array) * width // 2, start)
     return data.reshape(len(array), width // 2)
+
+
+# What compression leaves of an entity (its id halves, its score hardly shrinks), and of all else in a row.
+ENTITY_BYTES, PLACE_BYTES = 5.5, 16
+
+
+def bytes_per_video(frames: int, tokens: int, dim: int, top_k: int, store: str) -> int:
+    """Bytes on disk of ``frames`` x ``tokens`` rows (the class token is one), rather too many than too few."""
+    held = {"fp16": tokens * 2 * dim}[store]
+    return round(frames * (held + tokens * (ENTITY_BYTES * top_k + PLACE_BYTES)))
 
 
 def lists(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
@@ -772,25 +780,6 @@ def bytes_on_disk(out: Path) -> dict[str, int]:
             aside = path.relative_to(out).parts[0] == SET_ASIDE
             found["set aside" if aside else "rows" if rows else "other"] += path.stat().st_size
     return found
-
-
-def bytes_per_video(frames: int, tokens: int, dim: int, top_k: int, store: str = "fp16") -> int:
-    """Bytes that the rows of one video take on disk, as a rule of thumb (tests hold it to within a tenth).
-
-    Args:
-        frames: sampled frames of the video.
-        tokens: rows of a frame: its regions and itself.
-        dim: length of an embedding.
-        top_k: entities of a row.
-        store: how embeddings are stored.
-
-    Raises:
-        AlignerError: no such store.
-    """
-    if store not in STORES:
-        raise AlignerError(f"--store is {store!r}, expected one of {', '.join(STORES)}")
-    # The embedding does not shrink, ids and scores of entities hardly, geometry and patch maps do by half.
-    return frames * tokens * (2 * dim + 7 * top_k + 30)
 
 
 def all_failures(folder: Path) -> list[dict[str, str]]:

@@ -212,21 +212,23 @@ def plan(
     allow_changed_videos: AllowChanged = False,
     force: Force = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only count; load no model, write nothing.")
+        bool, typer.Option("--dry-run", help="Only count and estimate; write nothing.")
     ] = False,
+    probe: Annotated[
+        int, typer.Option(help="With --dry-run: videos to decode and encode, for an estimate of time.", min=0)
+    ] = 0,
+    device: Device = AlignConfig.device,
+    decode_workers: Workers = AlignConfig.decode_workers,
     as_json: AsJson = False,
 ) -> None:
     """Write the plan and the manifest only, for example before many processes start; or grow the plan.
 
-    `--dry-run` prints how many videos, shards and bytes there are, and which files were ignored.
+    `--dry-run` prints how many videos, shards and bytes there are, and which files were ignored; with --model and
+    --corpus also what the shards will take on disk, and with `--probe N` how long it will take on --device.
     """
     with errors():
         if dry_run:
-            from aligner.plan import make_plan
-
-            counted = make_plan(videos, videos_per_shard, videos_root, allow_outside_root, frame_rate)
-            _warn(counted.warnings())
-            _print_counts(counted.counts(), as_json)
+            _dry_run(locals())
             return
         if corpus is None or model is None or out is None:
             raise AlignerError("aligner plan needs --corpus, --model and --out (or --dry-run to only count)")
@@ -236,6 +238,27 @@ def plan(
         job = prepare(config)
         _warn(warnings_of(job))
         _print_counts(job.plan.counts(), as_json)
+
+
+def _dry_run(options: dict[str, Any]) -> None:
+    """``plan --dry-run``: counts; sizes where model and corpus are known; times where a probe is asked for."""
+    from aligner.plan import make_plan
+
+    names = ("videos", "videos_per_shard", "videos_root", "allow_outside_root", "frame_rate")
+    counted = make_plan(*(options[name] for name in names))
+    _warn(counted.warnings())
+    told = counted.counts()
+    lines: list[str] = []
+    if options["model"] is not None and options["corpus"] is not None:
+        from aligner.estimate import dry_run
+
+        more, lines = dry_run(_config(options, out=AlignConfig.out), options["probe"])
+        told |= more
+    elif options["probe"]:
+        raise AlignerError("--probe needs --model and --corpus: it encodes and matches what it decodes")
+    _print_counts(told, options["as_json"])
+    if lines and not options["as_json"]:
+        typer.echo("\n".join(lines))
 
 
 @app.command()

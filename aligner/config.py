@@ -18,6 +18,8 @@ GPU_PASS = 256
 PRECISIONS = ("fp32", "bf16")
 # What replaces the last block's attention for the regions, see encoder.mix.
 DENSE = ("none", "value", "self")
+# How embeddings are kept, see artifact.py.
+STORES = ("fp16",)
 AUTO = "auto"
 SAMPLING = "middle-of-segments"
 

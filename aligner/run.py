@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,17 @@ def prepare(settings: AlignConfig) -> Job:
         raise AlignerError(
             "--force in one of several processes would delete the others' work; run `aligner plan --force`"
         )
+    job, entities = load(settings)
+    videos, manifest = _publish(settings, job.plan, entities, job.manifest)
+    return replace(job, plan=videos, manifest=manifest)
+
+
+def load(settings: AlignConfig) -> tuple[Job, corpus.Corpus]:
+    """Plan the videos, load model and corpus, write nothing; the manifest holds what these settings decide.
+
+    Raises:
+        AlignerError: what is given does not fit together.
+    """
     found = plan.make_plan(
         settings.videos,
         settings.videos_per_shard,
@@ -120,8 +131,7 @@ def prepare(settings: AlignConfig) -> Job:
     matcher = match.Matcher(torch.tensor(entities.embeddings, device=device), settings.top_k)
     pixels = encoder.preprocess_config(clip)
     content = _manifest_content(settings, entities, tower, model_info, pixels, device)
-    videos, manifest = _publish(settings, found, entities, content)
-    return Job(settings, videos, tower, matcher, manifest)
+    return Job(settings, found, tower, matcher, content), entities
 
 
 def pick_device(name: str) -> torch.device:

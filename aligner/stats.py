@@ -87,11 +87,11 @@ def stats(out: Path, top: int = 10) -> Stats:
         shards=found.shards,
         videos=found.videos,
         rows=tally.rows,
-        frames=found.videos["ok"] * manifest["frames"],
+        frames=tally.rows // (manifest["regions"] + 1),
         regions_per_frame=manifest["regions"],
         entities=tally.entities(artifact.read_entity_names(out), top),
         scores=tally.scores(),
-        throughput=_throughput(out, done, manifest["frames"]),
+        throughput=_throughput(out, done, manifest["regions"] + 1),
         bytes=artifact.bytes_on_disk(out),
         failures=found.failures,
     )
@@ -146,21 +146,21 @@ class Tally:
         return {"mean": self.sum / self.rows, "quantiles": values}
 
 
-def _throughput(out: Path, done: list[int], frames: int) -> dict[str, Any] | None:
+def _throughput(out: Path, done: list[int], tokens: int) -> dict[str, Any] | None:
     """Frames a second of one process and what its time went into, over the shards whose timings are known."""
     spent: Counter[str] = Counter()
-    videos = 0
+    rows = 0
     for shard in done:
         timings = artifact.read_timings(out, shard)
         if not timings.get("seconds"):
             continue
         spent.update({name: value for name, value in timings.items() if name != "attempt"})
-        videos += (artifact.read_marker(out, shard) or {})["counts"]["ok"]
+        rows += (artifact.read_whole_marker(out, shard) or {})["rows"]
     if not spent["seconds"]:
         return None
     parts = ("encode", "match", "wait_decode", "wait_write")
     return {
-        "frames_per_second": videos * frames / spent["seconds"],
+        "frames_per_second": rows / tokens / spent["seconds"],
         "share": {name: spent[name] / spent["seconds"] for name in parts},
         "seconds": {name: round(value, 3) for name, value in sorted(spent.items())},
     }

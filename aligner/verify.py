@@ -41,7 +41,9 @@ class Status:
         ]
         lines += [f"  failed at {what}: {n}" for what, n in self.failures.items()]
         if self.seconds_left is not None and not self.complete:
-            lines.append(f"about {self.seconds_left:.0f} s left for one process")
+            left = videos["planned"] - videos["ok"] - videos["failed"]
+            pace = f", at {left / self.seconds_left:.2f} videos/s" if self.seconds_left else ""
+            lines.append(f"about {self.seconds_left:.0f} s left for one process{pace}")
         return lines
 
 
@@ -71,7 +73,7 @@ def _seconds_left(out: Path, done: list[int], markers: list[dict[str, Any]], vid
     timed = [
         (artifact.read_timings(out, shard).get("seconds"), m) for shard, m in zip(done, markers, strict=True)
     ]
-    known = [(seconds, marker["counts"]["planned"]) for seconds, marker in timed if seconds]
+    known = [(seconds, marker["counts"]["planned"]) for seconds, marker in timed if seconds is not None]
     counted = sum(planned for _, planned in known)
     return videos * sum(seconds for seconds, _ in known) / counted if counted else None
 
