@@ -368,7 +368,7 @@ def refuse_foreign(out: Path) -> None:
     """
     # Listed before the manifest is looked for: another process may be writing it at this moment.
     names = sorted(path.name for path in out.iterdir()) if out.exists() else []
-    foreign = [name for name in names if not _LEFT_BY_START.fullmatch(name)]
+    foreign = [name for name in names if not _LEFT_BY_START.fullmatch(name) and name != SET_ASIDE]
     if not foreign or _artifact_kind(out) == ARTIFACT:
         return
     more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""

@@ -148,12 +148,23 @@ def test_a_plan_comes_back_from_its_videos_also_one_that_grew(
     (config.out / artifact.VIDEOS).unlink()
     refused = CliRunner().invoke(app, ["repair", str(config.out)])
     assert refused.exit_code == 1 and "lost: videos.parquet is missing" in refused.stdout
-    found = repair(config.out, videos=plan.make_plan(root, 3))
-    assert found.restored == [artifact.VIDEOS] and (config.out / artifact.VIDEOS).read_bytes() == before
+    given = ["repair", str(config.out), "--videos", str(root), "--json"]
+    found = json.loads(CliRunner().invoke(app, given).stdout)
+    assert (found["restored"], found["set_aside"], found["lost"]) == ([artifact.VIDEOS], {}, [])
+    assert (config.out / artifact.VIDEOS).read_bytes() == before
     (config.out / artifact.VIDEOS).write_bytes(before[:-1])
     make_video(root / "fall" / "new.mp4", 30)
     with pytest.raises(AlignerError, match="these are not the videos that"):
         repair(config.out, videos=plan.make_plan(root, 3))
+
+
+def test_starting_over_leaves_what_was_set_aside(done: Path, settings: Callable) -> None:
+    flip(done / artifact.shard_name(0))
+    repair(done)
+    aside = {path: path.read_bytes() for path in (done / artifact.SET_ASIDE).rglob("*") if path.is_file()}
+    artifact.start_over(done)
+    assert run.run(settings()).done_shards == 3
+    assert len(aside) == 3 and aside == {path: path.read_bytes() for path in aside}
 
 
 def test_manifests_cannot_be_restored(done: Path) -> None:
