@@ -68,6 +68,9 @@ _LEFT_BY_RUN = re.compile(rf"{_SHARD}|\.(?:manifest\.json|{_START}|{_SHARD})\.[0
 # The order of the rows of a shard.
 SORTED_BY = ("video_id", "frame_index", "region_index")
 
+# How small tables are written.
+_SMALL: dict[str, Any] = {"compression": "ZSTD", "write_page_checksum": True}
+
 # A row group is closed at the first video boundary past this many bytes of embeddings.
 ROW_GROUP_BYTES = 16 << 20
 
@@ -404,13 +407,14 @@ def write_json(target: Path, content: dict[str, Any]) -> None:
 
 def write_table(target: Path, table: pa.Table) -> None:
     """A small Parquet file, atomically."""
-    write_bytes(target, table_bytes(table))
+    with atomic(target) as temporary:
+        pq.write_table(table, temporary, **_SMALL)
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """The bytes of a small Parquet file."""
+    """What ``write_table`` writes."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="ZSTD", write_page_checksum=True)
+    pq.write_table(table, sink, **_SMALL)
     return sink.getvalue().to_pybytes()
 
 
