@@ -39,6 +39,7 @@ PACKAGE = f"aligner {__version__}"
 MANIFEST = "manifest.json"
 VIDEOS = "videos.parquet"
 ENTITIES = "entities.parquet"
+SET_ASIDE = "set-aside"
 
 MADE_BY = "produced by `aligner run --videos DIR --corpus DIR --model NAME --out DIR`"
 
@@ -69,6 +70,9 @@ _LEFT_BY_RUN = re.compile(rf"{_SHARD}|\.(?:manifest\.json|{_START}|{_SHARD})\.[0
 
 # The order of the rows of a shard.
 SORTED_BY = ("video_id", "view", "frame_index", "region_index")
+
+# How small tables are written.
+_SMALL: dict[str, Any] = {"compression": "ZSTD", "write_page_checksum": True}
 
 # A row group is closed at the first video boundary past this many bytes of rows, as they lie in memory.
 ROW_GROUP_BYTES = 16 << 20
@@ -240,12 +244,15 @@ class ShardWriter:
         self._flush()
         self._writer.close()
 
-    def add(self, video_id: str, rows: VideoRows) -> None:
-        """Append one video; videos come in order of their id."""
+    def add(self, video_id: str, rows: VideoRows | pa.Table) -> None:
+        """Append one video, also as read from another shard; videos come in order of their id."""
         offset = sum(len(table) for table in self._pending)
         self.index[video_id] = {"row_group": self._group, "offset": offset, "rows": len(rows)}
         self.rows += len(rows)
-        table = _table(video_id, rows, self.schema)
+        if isinstance(rows, pa.Table):
+            table = pa.table(rows.columns, schema=self.schema)
+        else:
+            table = _table(video_id, rows, self.schema)
         self._pending.append(table)
         self._bytes += table.nbytes
         if self._bytes >= ROW_GROUP_BYTES:
@@ -337,7 +344,7 @@ def bytes_per_video(frames: int, tokens: int, dim: int, top_k: int, store: str) 
 def lists(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """A fixed-size list column as [rows, k]."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
 
 
 # Files that appear whole or not at all.
@@ -395,6 +402,31 @@ def remove_start_leftovers(out: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def leftovers(out: Path) -> list[Path]:
+    """Temporary files that killed processes left; one that still runs may be writing the newest of them."""
+    return [path for path in sorted(out.glob(".*.tmp")) if _LEFT_BY_RUN.fullmatch(path.name)]
+
+
+def shard_files(shard: int) -> list[str]:
+    """Names of the files of a finished shard; the marker comes first, for without it the others mean nothing."""
+    return [marker_name(shard), shard_name(shard), failures_name(shard)]
+
+
+def set_aside(out: Path, names: list[str]) -> Path:
+    """Move files of a folder out of the way, in this order, so that the next run makes them again.
+
+    Returns:
+        The folder that holds them now: ``set-aside/`` and the next free number. Nothing is deleted.
+    """
+    number = 1 + max((int(path.name) for path in (out / SET_ASIDE).glob("[0-9]*")), default=0)
+    target = out / SET_ASIDE / f"{number:05d}"
+    target.mkdir(parents=True)
+    for name in names:
+        if (out / name).exists():
+            os.replace(out / name, target / name)
+    return target
+
+
 def refuse_foreign(out: Path) -> None:
     """Let nothing be written into, or deleted from, a folder that is not ours, whatever the options.
 
@@ -404,7 +436,7 @@ def refuse_foreign(out: Path) -> None:
     """
     # Listed before the manifest is looked for: another process may be writing it at this moment.
     names = sorted(path.name for path in out.iterdir()) if out.exists() else []
-    foreign = [name for name in names if not _LEFT_BY_START.fullmatch(name)]
+    foreign = [name for name in names if not _LEFT_BY_START.fullmatch(name) and name != SET_ASIDE]
     if not foreign or _artifact_kind(out) == ARTIFACT:
         return
     more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
@@ -441,7 +473,14 @@ def write_json(target: Path, content: dict[str, Any]) -> None:
 def write_table(target: Path, table: pa.Table) -> None:
     """A small Parquet file, atomically."""
     with atomic(target) as temporary:
-        pq.write_table(table, temporary, compression="ZSTD", write_page_checksum=True)
+        pq.write_table(table, temporary, **_SMALL)
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """What ``write_table`` writes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **_SMALL)
+    return sink.getvalue().to_pybytes()
 
 
 def write_bytes(target: Path, content: bytes) -> None:
@@ -738,6 +777,15 @@ def add_poison(out: Path, shard: int, video_id: str, failure: dict[str, str]) ->
     write_json(out / poison_name(shard), {"videos": videos})
 
 
+def remove_poison(out: Path, shard: int, videos: set[str]) -> None:
+    """Take videos off the poison list of their shard."""
+    kept = {video: failure for video, failure in read_poison(out, shard).items() if video not in videos}
+    if kept:
+        write_json(out / poison_name(shard), {"videos": kept})
+    else:
+        (out / poison_name(shard)).unlink(missing_ok=True)
+
+
 def forget_poison(out: Path, shard: int) -> None:
     """Make a shard with poisoned videos undone, so that the next run tries them again."""
     if (out / poison_name(shard)).exists():
@@ -774,12 +822,20 @@ def read_video(out: Path, video_id: str) -> pa.Table:
     if video_id not in marker["videos"]:
         raise AlignerError(_why_failed(out, shard, video_id))
     place = marker["videos"][video_id]
+    return read_row_group(out, shard, place["row_group"]).slice(place["offset"], place["rows"])
+
+
+def read_row_group(out: Path, shard: int, group: int, columns: list[str] | None = None) -> pa.Table:
+    """Rows of some whole videos; markers say in which row group a video is.
+
+    Raises:
+        AlignerError: there is no such group, or it is damaged.
+    """
     try:
-        with pq.ParquetFile(out / shard_name(shard)) as file:
-            group = file.read_row_group(place["row_group"])
+        with pq.ParquetFile(out / shard_name(shard), page_checksum_verification=True) as file:
+            return file.read_row_group(group, columns)
     except (pa.ArrowException, OSError, IndexError) as error:
         raise AlignerError(f"{shard_name(shard)} cannot be read; `aligner verify {out}` says more") from error
-    return group.slice(place["offset"], place["rows"])
 
 
 def _why_failed(out: Path, shard: int, video_id: str) -> str:
@@ -790,6 +846,29 @@ def _why_failed(out: Path, shard: int, video_id: str) -> str:
 
 
 # For the consumers of whole folders.
+
+
+def matches(out: Path, shard: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Entity ids [rows, k] and scores [rows, k] of a finished shard, a row group at a time.
+
+    Raises:
+        AlignerError: the shard is damaged.
+    """
+    places = (read_marker(out, shard) or {"videos": {}})["videos"].values()
+    for group in sorted({place["row_group"] for place in places}):
+        rows = read_row_group(out, shard, group, ["topk_entity", "topk_score"])
+        yield lists(rows["topk_entity"]), lists(rows["topk_score"])
+
+
+def bytes_on_disk(out: Path) -> dict[str, int]:
+    """Bytes of a folder by what they hold: rows, the rest of an alignments folder, and what was set aside."""
+    found = {"rows": 0, "other": 0, "set aside": 0}
+    for path in out.rglob("*"):
+        if path.is_file():
+            rows = path.name.startswith("shard-") and path.suffix == ".parquet"
+            aside = path.relative_to(out).parts[0] == SET_ASIDE
+            found["set aside" if aside else "rows" if rows else "other"] += path.stat().st_size
+    return found
 
 
 def all_failures(folder: Path) -> list[dict[str, str]]:

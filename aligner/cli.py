@@ -13,8 +13,9 @@ from typer.core import TyperGroup
 
 from aligner import __version__
 from aligner.cli_slurm import app as slurm_app
+from aligner.cli_store import app as store_app
 from aligner.config import EXIT_NOT_DONE, AlignConfig, AlignerError, array_share, parse_merge
-from aligner.options import errors
+from aligner.options import AsJson, Folder, Quiet, RetryPoisoned, VideoSeconds, Workers, errors
 
 # Newer versions of typer carry their own copy of click; this is the class in either.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -131,12 +132,6 @@ BatchFrames = Annotated[
         show_default=False,
     ),
 ]
-Workers = Annotated[int, typer.Option(help="Processes that decode ahead.")]
-VideoSeconds = Annotated[float, typer.Option(help="Give up a video that takes longer to decode.")]
-RetryPoisoned = Annotated[
-    bool,
-    typer.Option("--retry-poisoned", help="Try again the videos that crashed a decoder or took too long."),
-]
 Grace = Annotated[
     float, typer.Option(help="Time that SIGTERM or SIGUSR1 leaves to finish the shard at hand.")
 ]
@@ -156,9 +151,6 @@ RayAddress = Annotated[
 RayCpus = Annotated[int, typer.Option(help="Processor cores that a process on Ray asks for.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Force = Annotated[bool, typer.Option("--force", help="Start over in an existing alignments folder.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Folder = Annotated[Path, typer.Argument(help="Alignments folder.", show_default=False)]
 
 
 def _config(options: dict[str, Any], **changes: Any) -> AlignConfig:
@@ -284,22 +276,23 @@ def plan(
     device: Device = AlignConfig.device,
     force: Force = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only count; load no model, write nothing.")
+        bool, typer.Option("--dry-run", help="Only count and estimate; write nothing.")
     ] = False,
+    probe: Annotated[
+        int, typer.Option(help="With --dry-run: videos to decode and encode, for an estimate of time.", min=0)
+    ] = 0,
+    decode_workers: Workers = AlignConfig.decode_workers,
     as_json: AsJson = False,
 ) -> None:
     """Write the plan and the manifest only, for example before many processes start; or grow the plan.
 
     `--device` is that of the runs, for the size of a forward pass; with `cuda` no GPU needs to be here.
-    `--dry-run` prints how many videos, shards and bytes there are, and which files were ignored.
+    `--dry-run` prints how many videos, shards and bytes there are, and which files were ignored; with --model and
+    --corpus also what the shards will take on disk, and with `--probe N` how long it will take on --device.
     """
     with errors():
         if dry_run:
-            from aligner.plan import make_plan
-
-            counted = make_plan(videos, videos_per_shard, videos_root, allow_outside_root, frame_rate)
-            _warn(counted.warnings())
-            _print_counts(counted.counts(), as_json)
+            _dry_run(locals())
             return
         if corpus is None or model is None or out is None:
             raise AlignerError("aligner plan needs --corpus, --model and --out (or --dry-run to only count)")
@@ -309,6 +302,27 @@ def plan(
         job = prepare(config, only_plan=True)
         _warn(warnings_of(job))
         _print_counts(job.plan.counts(), as_json)
+
+
+def _dry_run(options: dict[str, Any]) -> None:
+    """``plan --dry-run``: counts; sizes where model and corpus are known; times where a probe is asked for."""
+    from aligner.plan import make_plan
+
+    names = ("videos", "videos_per_shard", "videos_root", "allow_outside_root", "frame_rate")
+    counted = make_plan(*(options[name] for name in names))
+    _warn(counted.warnings())
+    told = counted.counts()
+    lines: list[str] = []
+    if options["model"] is not None and options["corpus"] is not None:
+        from aligner.estimate import dry_run
+
+        more, lines = dry_run(_config(options, out=AlignConfig.out), options["probe"])
+        told |= more
+    elif options["probe"]:
+        raise AlignerError("--probe needs --model and --corpus: it encodes and matches what it decodes")
+    _print_counts(told, options["as_json"])
+    if lines and not options["as_json"]:
+        typer.echo("\n".join(lines))
 
 
 @app.command()
@@ -411,3 +425,4 @@ def _print_counts(counts: dict[str, Any], as_json: bool) -> None:
 
 
 app.add_typer(slurm_app, name="slurm")
+app.add_typer(store_app)

@@ -13,14 +13,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, UInt8
@@ -96,15 +97,8 @@ class Job:
 
     def cutter(self) -> Cutter:
         """How decoded pictures become the model's input."""
-        settings = self.manifest["config"]
-        return Cutter(
-            tuple(settings["image_size"]),
-            settings["resize_mode"],
-            settings["interpolation"],
-            settings["fill_color"],
-            settings["crops"],
-            whole=self.config.preprocess == "device",
-        )
+        cutter = Cutter.of(self.manifest["config"])
+        return replace(cutter, whole=self.config.preprocess == "device")
 
 
 @dataclass
@@ -464,49 +458,83 @@ class Feed:
         if self.writer is not None and not self.writer.done():
             self.put(Stopped)
 
-    def __iter__(self) -> Iterator[tuple[Item, Result]]:
+    def __iter__(self) -> Iterator[tuple[str, Result]]:
         """Results up to the message that ends the shard or gives it up."""
         while (message := self.queue.get()) is not None:
             if message is Stopped:
                 raise Stopped
-            yield message
+            item, result = message
+            yield item.video_id, result
+
+
+@runtime_checkable
+class Results(Protocol):
+    """What becomes a shard: the rows or the failure of each video by its id, and the size of the passes."""
+
+    @property
+    def frames_at_once(self) -> int:
+        """Frames that the encoder held at once; asked for when all results were given."""
+
+    def __iter__(self) -> Iterator[tuple[str, "artifact.VideoRows | pa.Table | artifact.Failure"]]:
+        """In order of the ids."""
 
 
 def commit(job: Job, shard: int, results: Feed, timings: Timings) -> dict[str, Any]:
-    """Write one shard: rows, failures, timings and, last, the marker, which is returned.
+    """Write one shard of a run; see ``write_shard``.
 
     Raises:
         Stopped: the shard was given up; nothing of it is left behind.
         AlignerError: what was written does not read back, or videos are missing.
     """
-    out, items = job.config.out, job.plan.shard(shard)
+    videos = [item.video_id for item in job.plan.shard(shard)]
+    return write_shard(job.config.out, shard, job.manifest, videos, results, timings)
+
+
+def write_shard(
+    out: Path, shard: int, manifest: dict[str, Any], videos: list[str], results: Results, timings: Timings
+) -> dict[str, Any]:
+    """Write one shard: rows, failures, timings and, last, the marker, which is returned.
+
+    Args:
+        out: the alignments folder.
+        shard: the number of the shard.
+        manifest: that of the folder.
+        videos: ids of the planned videos of this shard.
+        results: the rows or the failure of each of them, in their order.
+        timings: what else took time; the seconds of writing are added.
+
+    Raises:
+        AlignerError: what was written does not read back, or videos are missing.
+    """
     artifact.remove_leftovers(out, shard)
     attempt = artifact.begin_attempt(out, shard)
     failures: list[artifact.Failure] = []
     target = out / artifact.shard_name(shard)
     with artifact.atomic(target, lambda path: _reopen(path, writer)) as temporary:
-        with artifact.ShardWriter(temporary, artifact.schema_of(job.manifest)) as writer:
-            for item, result in results:
+        with artifact.ShardWriter(temporary, artifact.schema_of(manifest)) as writer:
+            for video_id, result in results:
                 with timings.clock("write"):
                     if isinstance(result, artifact.Failure):
                         failures.append(result)
                     else:
-                        writer.add(item.video_id, result)
-    _refuse_gaps(items, writer, failures)
+                        writer.add(video_id, result)
+    _refuse_gaps(videos, writer, failures)
     failed = out / artifact.failures_name(shard)
     artifact.write_table(failed, artifact.failures_table(failures))
     marker = {
         "shard": shard,
-        "fingerprint": job.fingerprint(shard),
+        "fingerprint": artifact.shard_fingerprint(manifest, shard),
         "rows": writer.rows,
         "bytes": target.stat().st_size,
         "sha256": artifact.file_sha256(target),
         "failures_sha256": artifact.file_sha256(failed),
         "videos": writer.index,
-        "counts": {"planned": len(items), "ok": len(writer.index), "failed": len(failures)},
+        "counts": {"planned": len(videos), "ok": len(writer.index), "failed": len(failures)},
         "frames_at_once": results.frames_at_once,
     }
     spent = {name: round(seconds, 4) for name, seconds in asdict(timings).items()}
+    # Rows that were only copied say nothing of a run's pace.
+    spent = spent if timings.seconds else {}
     artifact.write_json(out / artifact.timings_name(shard), {"attempt": attempt, **spent})
     artifact.write_json(out / artifact.marker_name(shard), marker)
     return marker
@@ -520,12 +548,12 @@ def _reopen(path: Path, writer: artifact.ShardWriter) -> None:
             raise AlignerError(f"{path.name} does not read back as written; is the disk full or failing?")
 
 
-def _refuse_gaps(items: list[Item], writer: artifact.ShardWriter, failures: list[artifact.Failure]) -> None:
+def _refuse_gaps(videos: list[str], writer: artifact.ShardWriter, failures: list[artifact.Failure]) -> None:
     """Every planned video is a row of either kind, exactly once."""
     found = sorted([*writer.index, *(failure.video_id for failure in failures)])
-    if found != sorted(item.video_id for item in items):
+    if found != sorted(videos):
         raise AlignerError(
-            f"{len(items)} videos planned, {len(writer.index)} ok and {len(failures)} failed: some were lost; "
+            f"{len(videos)} videos planned, {len(writer.index)} ok and {len(failures)} failed: some were lost; "
             "please report this"
         )
 

@@ -6,6 +6,7 @@ of floats. ``normalise`` in engine.py is the other half of the transform.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import PIL
@@ -34,6 +35,13 @@ class Cutter:
     fill_color: int = 0
     crops: int = 1
     whole: bool = False
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> "Cutter":
+        """The cutter that the configuration in a manifest tells."""
+        size = settings["image_size"]
+        names = ("resize_mode", "interpolation", "fill_color")
+        return cls((size[0], size[1]), *(settings[name] for name in names), crops=settings.get("crops", 1))
 
     def __call__(self, rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "rows columns 3"]:
         """One picture, cut to size unless it is to stay whole: the middle crop."""

@@ -186,7 +186,7 @@ def make_plan(
         )
     _refuse_twice(rows, name)
     items = [
-        VideoItem(row.path, row.label, row.split, _bytes(row, root), 0, row.seconds, row.offset)
+        VideoItem(row.path, row.label, row.split, bytes_of(row, root), 0, row.seconds, row.offset)
         for row in sorted(rows, key=lambda row: row.path)
     ]
     counted = {kind: count for kind, count in sorted(ignored.items()) if count}
@@ -489,7 +489,7 @@ def _refuse_twice(rows: list[Row], name: str) -> None:
         )
 
 
-def _bytes(row: Row, root: Path | str) -> int:
+def bytes_of(row: Row, root: Path | str) -> int:
     """Size of a video; 0 when it is missing."""
     if row.bytes is not None:
         return row.bytes

@@ -115,6 +115,17 @@ def prepare(settings: AlignConfig, only_plan: bool = False) -> Job:
         raise AlignerError(
             "--force in one of several processes would delete the others' work; run `aligner plan --force`"
         )
+    job, entities = load(settings, only_plan)
+    videos, manifest = _publish(settings, job.plan, entities, job.manifest)
+    return replace(job, plan=videos, manifest=manifest)
+
+
+def load(settings: AlignConfig, only_plan: bool = False) -> tuple[Job, corpus.Corpus]:
+    """Plan the videos, load model and corpus, write nothing; the manifest holds what these settings decide.
+
+    Raises:
+        AlignerError: what is given does not fit together.
+    """
     found = plan.make_plan(
         settings.videos,
         settings.videos_per_shard,
@@ -123,8 +134,7 @@ def prepare(settings: AlignConfig, only_plan: bool = False) -> Job:
         settings.frame_rate,
     )
     entities, tower, matcher, content = _load(settings, only_plan)
-    videos, manifest = _publish(settings, found, entities, content)
-    return Job(settings, videos, tower, matcher, manifest)
+    return Job(settings, found, tower, matcher, content), entities
 
 
 def join(settings: AlignConfig, root: Path | str, urls: dict[str, str], fingerprint: str) -> Job:

@@ -1,6 +1,7 @@
 """Looking at an alignments folder without changing it: status, verification, one video's regions."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ class Status:
         ]
         lines += [f"  failed at {what}: {n}" for what, n in self.failures.items()]
         if self.seconds_left is not None and not self.complete:
-            lines.append(f"about {self.seconds_left:.0f} s left for one process")
+            left = videos["planned"] - videos["ok"] - videos["failed"]
+            pace = f", at {left / self.seconds_left:.2f} videos/s" if self.seconds_left else ""
+            lines.append(f"about {self.seconds_left:.0f} s left for one process{pace}")
         return lines
 
 
@@ -83,18 +86,22 @@ def verify(out: Path) -> list[str]:
         AlignerError: not an alignments folder, or a manifest that cannot be read.
     """
     manifest = artifact.read_manifest(out)
-    problems = _check_manifest(out, manifest)
-    if problems:
+    if problems := check_manifest(out, manifest):
         return problems
+    return [f"shard {shard}: {text}" for shard, problems in check_shards(out, manifest) for text in problems]
+
+
+def check_shards(out: Path, manifest: dict[str, Any]) -> Iterator[tuple[int, list[str]]]:
+    """Every shard with the problems that were found in it; manifest and plan are taken to be whole."""
     planned: dict[int, list[str]] = {shard: [] for shard in range(manifest["num_shards"])}
     for row in artifact.read_videos(out).select(["video_id", "shard"]).to_pylist():
         planned[row["shard"]].append(row["video_id"])
     for shard, videos in planned.items():
-        problems += [f"shard {shard}: {text}" for text in _check_shard(out, shard, videos, manifest)]
-    return problems
+        yield shard, _check_shard(out, shard, videos, manifest)
 
 
-def _check_manifest(out: Path, manifest: dict[str, Any]) -> list[str]:
+def check_manifest(out: Path, manifest: dict[str, Any]) -> list[str]:
+    """Problems of the manifest, the plan and the entity table, without which shards mean nothing."""
     problems = artifact.damaged_files(out, manifest)
     if artifact.manifest_fingerprint(manifest) != manifest["fingerprint"]:
         problems.append("manifest.json was changed: its fingerprint does not fit its content")

@@ -170,7 +170,7 @@ def test_status_counts_and_estimates(settings: Callable) -> None:
     assert half.shards == {"done": 1, "running": 1, "todo": 1}
     assert half.videos == {"planned": 7, "ok": 3, "failed": 0}
     assert half.seconds_left == pytest.approx(6.0 / 3 * 4)
-    assert half.lines()[-1] == "about 8 s left for one process"
+    assert half.lines()[-1] == "about 8 s left for one process, at 0.50 videos/s"
 
 
 def test_inspect(done: Path) -> None:
