@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -50,13 +51,12 @@ def write_manifest(path: Path, count: int) -> Path:
     return path
 
 
-def write_model(folder: Path) -> Path:
-    """A tiny CLIP and a corpus for it; returns their folder."""
+def write_model(folder: Path) -> None:
+    """A tiny CLIP and a corpus for it."""
     from aligner.encoder import load_clip
     from benchmarks.aligner import tiny_model, write_corpus
 
     write_corpus(folder / "corpus", load_clip(tiny_model(folder / "model"))[1], 100)
-    return folder
 
 
 def options(root: Path, out: Path, per_shard: int) -> list[str]:
@@ -164,21 +164,24 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=1_000_000)
     parser.add_argument("--videos-per-shard", type=int, nargs="*", default=[64, 16])
     parser.add_argument("--processes", type=int, default=2, help="that write the shards")
-    parser.add_argument("--model", action="store_true", help="only write model and corpus (of its own use)")
-    parser.add_argument("--commit", help="only commit shards of a folder (of its own use)")
+    parser.add_argument("--write-model", action="store_true", help="only that (for its own use)")
+    parser.add_argument("--commit", help="only commit these shards (for its own use)")
     given = parser.parse_args()
     root = given.folder
     if given.commit:
         return commit_shards(root, range(*map(int, given.commit.split(","))))
+    if given.write_model:
+        return write_model(root)
     root.mkdir(parents=True)
     try:
         write_tree(root / "videos", given.videos)
         write_manifest(root / "videos.parquet", given.videos)
-        write_model(root)
-        print("| what | seconds | largest resident memory, MB |\n|---|---|---|", flush=True)
-        measure("`aligner plan --dry-run` of the folder", ["plan", "--dry-run", "--videos", str(root / "videos")])
+        command = [sys.executable, "-m", "benchmarks.million", "--folder", str(root), "--write-model"]
+        subprocess.run(command, check=True)
+        print("| `aligner` | seconds | of the processor | largest resident memory, MB |\n|---|---|---|---|", flush=True)
+        measure("`plan --dry-run` of the folder", ["plan", "--dry-run", "--videos", str(root / "videos")])
         for per_shard in given.videos_per_shard:
-            simulate(root, per_shard)
+            simulate(root, per_shard, given.processes)
             shutil.rmtree(root / f"out-{per_shard}")
     finally:
         shutil.rmtree(root)
