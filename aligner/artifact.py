@@ -543,7 +543,7 @@ def misfits(content: Any, shape: Any, where: str = "") -> list[str]:
     dot = f"{where}." if where else ""
     wrong = [f"no {dot}{key}" for key in shape if key != "*" and key not in content]
     for key, value in content.items():
-        wanted = shape.get(key, shape.get("*", object))
+        wanted: Any = shape.get(key, shape.get("*", object))
         # Markers of a million videos come through here: a place is only spelled where it may be needed.
         if isinstance(wanted, dict) or not isinstance(value, wanted):
             wrong += misfits(value, wanted, f"{dot}{key}")

@@ -60,7 +60,9 @@ def status(out: Path) -> Status:
         if marker is None or state != "done":
             continue
         videos.update(marker["counts"])
-        failures.update(f"{row['stage']} ({row['error']})" for row in artifact.failures_of(out, shard, marker))
+        failures.update(
+            f"{row['stage']} ({row['error']})" for row in artifact.failures_of(out, shard, marker)
+        )
         if (spent := artifact.read_timings(out, shard).get("seconds")) is not None:
             seconds, timed = seconds + spent, timed + marker["counts"]["planned"]
     done = {"planned": manifest["videos"], "ok": videos["ok"], "failed": videos["failed"]}

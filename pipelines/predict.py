@@ -196,7 +196,7 @@ def _prediction(path: str, video_id: str, rows: dict[str, Any], failed: dict[str
 
 def _write(found: list[Prediction], work: Path) -> None:
     (work / "predictions.json").write_text(
-        json.dumps([item._asdict() for item in found], indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        json.dumps([vars(item) for item in found], indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     with (work / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
