@@ -229,9 +229,11 @@ def serve() -> None:
         answers.flush()
         for line in sys.stdin.buffer:
             answer = _answer(json.loads(line))
-            data = answer.data if isinstance(answer, WithBytes) else None
-            head = {"value": answer if data is None else answer.value, "bytes": data and len(data)}
-            answers.write(json.dumps(head).encode() + b"\n" + (data or b""))
+            head, data = {"value": answer, "bytes": None}, b""
+            if isinstance(answer, WithBytes):
+                head, data = {"value": answer.value, "bytes": len(answer.data)}, answer.data
+            answers.write(json.dumps(head).encode() + b"\n")
+            answers.write(data)
             answers.flush()
     os._exit(0)
 

@@ -10,6 +10,7 @@ import os
 import posixpath
 import re
 import stat
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -89,7 +90,8 @@ class VideoItem(NamedTuple):
 
     def same_content(self, other: "VideoItem") -> bool:
         """Whether another plan says the same of this video; shard and duration are no content."""
-        return self._replace(shard=0, seconds=None) == other._replace(shard=0, seconds=None)
+        mine, others = (self.video_id, self.label, self.split), (other.video_id, other.label, other.split)
+        return mine == others and (self.bytes, self.offset) == (other.bytes, other.offset)
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,15 @@ class Plan:
 @no_collector()
 def items_of(table: pa.Table) -> tuple[VideoItem, ...]:
     """The videos of a plan as it was written, a column for each field."""
-    columns = (table[name].to_pylist() for name in VideoItem._fields)
-    return tuple(map(VideoItem, *columns))
+    columns = {name: table[name].to_pylist() for name in VideoItem._fields}
+    columns |= {name: _shared(columns[name]) for name in ("label", "split")}
+    return tuple(map(VideoItem, *columns.values()))
+
+
+def _shared(texts: list[str | None]) -> list[str | None]:
+    """The same texts, equal ones as one object: a million labels are few."""
+    known: dict[str | None, str | None] = {}
+    return [known.setdefault(text, text) for text in texts]
 
 
 def _hint(column: str) -> str:
@@ -415,7 +424,8 @@ def _row_of_path(path: str, splits: bool) -> Row:
     folders = path.split("/")[:-1]
     split = SPLITS[folders[0].lower()] if folders and splits else None
     label = folders[1:2] if split else folders[:1]
-    return Row(path, label[0] if label else None, split)
+    # Interned: a million labels are few.
+    return Row(path, sys.intern(label[0]) if label else None, split)
 
 
 def read_manifest(path: Path) -> tuple[list[Row], tuple[str, ...]]:
@@ -434,12 +444,13 @@ def read_manifest(path: Path) -> tuple[list[Row], tuple[str, ...]]:
             f"{path.name}: no column 'path'{_synonym(names)}; columns are path[,label][,split][,seconds]"
         )
     ignored = tuple(name for name in names if name not in MANIFEST_COLUMNS)
-    columns = [
+    videos, labels, splits, durations = (
         _texts(list(frame[name]), path.name) if name in names else [None] * len(frame)
         for name in MANIFEST_COLUMNS
-    ]
+    )
+    columns = zip(videos, _shared(labels), _shared(splits), durations, strict=True)
     rows = []
-    for place, (video, label, split, seconds) in enumerate(zip(*columns, strict=True), 1):
+    for place, (video, label, split, seconds) in enumerate(columns, 1):
         if video is None or not _is_text(video):
             raise AlignerError(f"{path.name}: row {place} has no path, or one that no file can have")
         rows.append(Row(video, label, split, _seconds(seconds, f"{path.name}: row {place}")))
