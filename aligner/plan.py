@@ -12,7 +12,7 @@ import re
 import stat
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -178,7 +178,7 @@ def items_of(table: pa.Table) -> tuple[VideoItem, ...]:
     return tuple(map(VideoItem, *columns.values()))
 
 
-def _shared(texts: list[str | None]) -> list[str | None]:
+def _shared(texts: Iterable[str | None]) -> list[str | None]:
     """The same texts, equal ones as one object: a million labels are few."""
     known: dict[str | None, str | None] = {}
     return [known.setdefault(text, text) for text in texts]
