@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -68,8 +69,8 @@ def options(root: Path, out: Path, per_shard: int) -> list[str]:
     return [str(part) for pair in given.items() for part in pair]
 
 
-def commit_shards(out: Path, shards: range) -> None:
-    """Commit shards of a planned folder as the engine does, with the same random rows for every video."""
+def job_of(out: Path) -> Any:
+    """The job of a planned folder, but for model and corpus."""
     from aligner import artifact, engine
     from aligner.config import AlignConfig
     from aligner.plan import Plan, items_of
@@ -77,8 +78,14 @@ def commit_shards(out: Path, shards: range) -> None:
     manifest = artifact.read_manifest(out)
     videos = Plan(Path(), items_of(artifact.read_videos(out)), manifest["num_shards"])
     config = AlignConfig(videos=out, corpus=out, model="", out=out)
-    job = engine.Job(config, videos, None, None, manifest)  # type: ignore[arg-type]
-    rows = some_rows(manifest)
+    return engine.Job(config, videos, None, None, manifest)  # type: ignore[arg-type]
+
+
+def commit_shards(job: Any, shards: range) -> None:
+    """Commit shards as the engine does, with the same random rows for every video."""
+    from aligner import artifact, engine
+
+    rows, videos = some_rows(job.manifest), job.plan
     for shard in shards:
         feed = engine.Feed(len(videos.shard(shard)) + 1)
         for item in videos.shard(shard):
@@ -89,7 +96,7 @@ def commit_shards(out: Path, shards: range) -> None:
         engine.commit(job, shard, feed, engine.Timings(seconds=1.0))
 
 
-def some_rows(manifest: dict) -> "object":
+def some_rows(manifest: dict) -> Any:
     """Rows of a video that fit the manifest."""
     from aligner.artifact import VideoRows
 
@@ -174,7 +181,7 @@ def main() -> None:
     given = parser.parse_args()
     root = given.folder
     if given.commit:
-        return commit_shards(root, range(*map(int, given.commit.split(","))))
+        return commit_shards(job_of(root), range(*map(int, given.commit.split(","))))
     if given.write_model:
         return write_model(root)
     root.mkdir(parents=True)
