@@ -586,7 +586,9 @@ def read_entity_names(out: Path) -> list[str]:
 def _read_columns(path: Path, columns: list[str], others_too: bool = False) -> pa.Table:
     """Columns of a small table of the folder; every way in which it cannot be read is an AlignerError."""
     try:
-        table = pq.read_table(path, columns=None if others_too else columns, page_checksum_verification=True)
+        # Without threads and a data set around it: there are tens of thousands of tiny ones.
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read(None if others_too else columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise AlignerError(f"{path} cannot be read ({reason}); {_cure(path.parent)}") from error
@@ -754,23 +756,24 @@ def all_failures(folder: Path) -> list[dict[str, str]]:
 
 def is_complete(folder: Path) -> bool:
     """Whether this is an alignments folder with every file in place; hashes are left to ``verify``."""
-    try:
-        manifest = read_manifest(folder)
-        sizes = [
-            (folder / name).stat().st_size == entry["bytes"] for name, entry in manifest["files"].items()
-        ]
-    except (AlignerError, OSError):
-        return False
-    return all(sizes) and all(is_done(folder, s, manifest) for s in range(manifest["num_shards"]))
+    return output_fingerprint(folder) is not None
 
 
 def output_fingerprint(folder: Path) -> str | None:
     """Identity of the rows of a complete folder, from the hashes that it records; None for any other."""
-    if not is_complete(folder):
+    try:
+        manifest = read_manifest(folder)
+        if any((folder / name).stat().st_size != entry["bytes"] for name, entry in manifest["files"].items()):
+            return None
+    except (AlignerError, OSError):
         return None
-    manifest = read_manifest(folder)
-    markers = [read_marker(folder, shard) for shard in range(manifest["num_shards"])]
-    return canonical_sha256([manifest["fingerprint"], [marker and marker["sha256"] for marker in markers]])
+    hashes = []
+    for shard in range(manifest["num_shards"]):
+        state, marker = look_at(folder, shard, shard_fingerprint(manifest, shard))
+        if marker is None or state != "done":
+            return None
+        hashes.append(marker["sha256"])
+    return canonical_sha256([manifest["fingerprint"], hashes])
 
 
 def is_done(folder: Path, shard: int, manifest: dict[str, Any]) -> bool:
