@@ -17,8 +17,9 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ _POISON_SHAPE = {"videos": {"*": dict.fromkeys(("stage", "error", "message"), st
 _START = r"videos\.parquet|entities\.parquet"
 _SHARD = r"shard-\d{5,}\.(?:parquet|json)|failures-\d{5,}\.parquet|(?:timings|poison)-\d{5,}\.json"
 _LEFT_BY_START = re.compile(rf"{_START}|\.(?:manifest\.json|{_START})\.[0-9a-f]+\.tmp")
+_LEFT_BY_SHARD = re.compile(r"\.(shard|failures|timings|poison)-(\d{5,})\.(?:parquet|json)\.[0-9a-f]+\.tmp")
 _LEFT_BY_RUN = re.compile(rf"{_SHARD}|\.(?:manifest\.json|{_START}|{_SHARD})\.[0-9a-f]+\.tmp")
 
 # The order of the rows of a shard.
@@ -387,12 +389,23 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def remove_leftovers(out: Path, shard: int) -> None:
-    """Delete temporary files that a killed process left for a shard."""
-    names = (shard_name, marker_name, failures_name, timings_name, poison_name)
-    for name in (name(shard) for name in names):
-        for leftover in out.glob(f".{name}.*.tmp"):
-            leftover.unlink(missing_ok=True)
+def remove_leftovers(out: Path, shards: Collection[int]) -> None:
+    """Delete temporary files that a killed process left for some shards."""
+    mine = {*shards}
+    for name, _, shard in _shard_leftovers(out):
+        if shard in mine:
+            (out / name).unlink(missing_ok=True)
+
+
+def begun_shards(out: Path) -> set[int]:
+    """Shards whose rows somebody writes, or wrote when he was killed."""
+    return {shard for _, kind, shard in _shard_leftovers(out) if kind == "shard"}
+
+
+def _shard_leftovers(out: Path) -> list[tuple[str, str, int]]:
+    """Names of temporary files, what they hold, and of which shard; lists the folder, so ask once for all shards."""
+    found = map(_LEFT_BY_SHARD.fullmatch, os.listdir(out))
+    return [(match[0], match[1], int(match[2])) for match in found if match]
 
 
 def remove_start_leftovers(out: Path) -> None:
@@ -500,6 +513,17 @@ def canonical_sha256(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def table_sha256(table: pa.Table) -> str:
+    """The ``canonical_sha256`` of a table's rows as objects, without ever holding all of them."""
+    digest, comma = hashlib.sha256(b"["), b""
+    for batch in table.to_batches(max_chunksize=10_000):
+        rows = json.dumps(batch.to_pylist(), sort_keys=True, separators=(",", ":"))
+        digest.update(comma + rows[1:-1].encode())
+        comma = b","
+    digest.update(b"]")
+    return digest.hexdigest()
+
+
 # Manifest.
 
 
@@ -550,12 +574,14 @@ def shard_fingerprints(manifest: dict[str, Any], plan: pa.Table) -> list[str]:
 
     Label, split and duration of a video may change without touching its rows, so they are left out.
     """
-    videos: list[list[Any]] = [[] for _ in range(manifest["num_shards"])]
-    for row in plan.select(["shard", "video_id", "bytes", "offset"]).to_pylist():
-        if row["shard"] < len(videos):
-            videos[row["shard"]].append([row["video_id"], row["bytes"], row["offset"]])
+    shards = plan["shard"].to_numpy()
+    by_shard = plan.select(["video_id", "bytes", "offset"]).take(np.argsort(shards, kind="stable"))
+    ends = np.searchsorted(np.sort(shards), np.arange(manifest["num_shards"] + 1))
     settings = settings_fingerprint(manifest)
-    return [canonical_sha256([settings, rows]) for rows in videos]
+    return [
+        canonical_sha256([settings, [list(row.values()) for row in by_shard[start:end].to_pylist()]])
+        for start, end in pairwise(ends)
+    ]
 
 
 def shard_fingerprint(manifest: dict[str, Any], shard: int) -> str:
@@ -640,7 +666,10 @@ def misfits(content: Any, shape: Any, where: str = "") -> list[str]:
     dot = f"{where}." if where else ""
     wrong = [f"no {dot}{key}" for key in shape if key != "*" and key not in content]
     for key, value in content.items():
-        wrong += misfits(value, shape.get(key, shape.get("*", object)), f"{dot}{key}")
+        wanted: Any = shape.get(key, shape.get("*", object))
+        # Markers of a million videos come through here: a place is only spelled where it may be needed.
+        if isinstance(wanted, dict) or not isinstance(value, wanted):
+            wrong += misfits(value, wanted, f"{dot}{key}")
     return wrong
 
 
@@ -691,7 +720,9 @@ def read_entity_names(out: Path) -> list[str]:
 def _read_columns(path: Path, columns: list[str], others_too: bool = False) -> pa.Table:
     """Columns of a small table of the folder; every way in which it cannot be read is an AlignerError."""
     try:
-        table = pq.read_table(path, columns=None if others_too else columns, page_checksum_verification=True)
+        # Without threads and a data set around it: there are tens of thousands of tiny ones.
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read(None if others_too else columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise AlignerError(f"{path} cannot be read ({reason}); {_cure(path.parent)}") from error
@@ -723,18 +754,24 @@ def read_whole_marker(out: Path, shard: int) -> dict[str, Any] | None:
 
 
 def shard_state(out: Path, shard: int, fingerprint: str) -> str:
-    """One of done, stale (made otherwise, or files that miss or differ in size), running and todo.
+    """One of done, stale (made otherwise, or files that miss or differ in size) and todo.
 
     ``fingerprint`` is the one that the manifest lists for this shard (``shard_fingerprint``).
     """
+    return look_at(out, shard, fingerprint)[0]
+
+
+def look_at(out: Path, shard: int, fingerprint: str) -> tuple[str, dict[str, Any] | None]:
+    """The state of a shard (see ``shard_state``) and its whole marker, which is read once."""
     marker = read_whole_marker(out, shard)
-    rows = out / shard_name(shard)
     if marker is None:
-        return "running" if any(out.glob(f".{rows.name}.*.tmp")) else "todo"
-    whole = (
-        rows.is_file() and rows.stat().st_size == marker["bytes"] and (out / failures_name(shard)).is_file()
-    )
-    return "done" if whole and marker["fingerprint"] == fingerprint else "stale"
+        return "todo", None
+    try:
+        size = os.stat(out / shard_name(shard)).st_size
+    except OSError:
+        return "stale", marker
+    whole = size == marker["bytes"] and marker["fingerprint"] == fingerprint
+    return "done" if whole and (out / failures_name(shard)).is_file() else "stale", marker
 
 
 def read_timings(out: Path, shard: int) -> dict[str, Any]:
@@ -803,6 +840,11 @@ def read_failures(out: Path, shard: int) -> list[dict[str, str]]:
     """Failure rows of a finished shard (AlignerError when they cannot be read)."""
     path = out / failures_name(shard)
     return _read_columns(path, FAILURES_SCHEMA.names).to_pylist() if path.is_file() else []
+
+
+def failures_of(out: Path, shard: int, marker: dict[str, Any] | None) -> list[dict[str, str]]:
+    """The same, but without a look at the disk if the shard's marker tells that nothing failed."""
+    return read_failures(out, shard) if marker and marker["counts"]["failed"] else []
 
 
 def read_video(out: Path, video_id: str) -> pa.Table:
@@ -878,29 +920,34 @@ def all_failures(folder: Path) -> list[dict[str, str]]:
         AlignerError: not an alignments folder, or a damaged one.
     """
     manifest = read_manifest(folder)
-    done = (s for s in range(manifest["num_shards"]) if is_done(folder, s, manifest))
-    return [row for shard in done for row in read_failures(folder, shard)]
+    rows: list[dict[str, str]] = []
+    for shard in range(manifest["num_shards"]):
+        state, marker = look_at(folder, shard, shard_fingerprint(manifest, shard))
+        if state == "done":
+            rows += failures_of(folder, shard, marker)
+    return rows
 
 
 def is_complete(folder: Path) -> bool:
     """Whether this is an alignments folder with every file in place; hashes are left to ``verify``."""
-    try:
-        manifest = read_manifest(folder)
-        sizes = [
-            (folder / name).stat().st_size == entry["bytes"] for name, entry in manifest["files"].items()
-        ]
-    except (AlignerError, OSError):
-        return False
-    return all(sizes) and all(is_done(folder, s, manifest) for s in range(manifest["num_shards"]))
+    return output_fingerprint(folder) is not None
 
 
 def output_fingerprint(folder: Path) -> str | None:
     """Identity of the rows of a complete folder, from the hashes that it records; None for any other."""
-    if not is_complete(folder):
+    try:
+        manifest = read_manifest(folder)
+        if any((folder / name).stat().st_size != entry["bytes"] for name, entry in manifest["files"].items()):
+            return None
+    except (AlignerError, OSError):
         return None
-    manifest = read_manifest(folder)
-    markers = [read_marker(folder, shard) for shard in range(manifest["num_shards"])]
-    return canonical_sha256([manifest["fingerprint"], [marker and marker["sha256"] for marker in markers]])
+    hashes = []
+    for shard in range(manifest["num_shards"]):
+        state, marker = look_at(folder, shard, shard_fingerprint(manifest, shard))
+        if marker is None or state != "done":
+            return None
+        hashes.append(marker["sha256"])
+    return canonical_sha256([manifest["fingerprint"], hashes])
 
 
 def is_done(folder: Path, shard: int, manifest: dict[str, Any]) -> bool:

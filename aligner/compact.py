@@ -112,6 +112,7 @@ def compact(
     states = [
         artifact.shard_state(out, s, artifact.shard_fingerprint(made, s)) for s in range(planned.num_shards)
     ]
+    artifact.remove_leftovers(out, [shard for shard, state in enumerate(states) if state != "done"])
     shards = Shards(source, before)
     with display(len(items)) as progress:
         for shard, state in enumerate(states):

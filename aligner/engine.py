@@ -506,7 +506,6 @@ def write_shard(
     Raises:
         AlignerError: what was written does not read back, or videos are missing.
     """
-    artifact.remove_leftovers(out, shard)
     attempt = artifact.begin_attempt(out, shard)
     failures: list[artifact.Failure] = []
     target = out / artifact.shard_name(shard)
@@ -571,6 +570,7 @@ def fill(job: Job, shards: list[int], progress: Progress, stop: Stop) -> Iterato
     """
     config = job.config
     depth = config.decode_workers + job.videos_per_pass
+    artifact.remove_leftovers(config.out, shards)
     encode = FrameEncoder(job)
     writing: deque[tuple[int, Future[dict[str, Any]]]] = deque()
     with (

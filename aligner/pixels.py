@@ -41,7 +41,8 @@ class Cutter:
         """The cutter that the configuration in a manifest tells."""
         size = settings["image_size"]
         names = ("resize_mode", "interpolation", "fill_color")
-        return cls((size[0], size[1]), *(settings[name] for name in names), crops=settings.get("crops", 1))
+        known = {name: settings[name] for name in names}
+        return cls((size[0], size[1]), **known, crops=settings.get("crops", 1))
 
     def __call__(self, rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "rows columns 3"]:
         """One picture, cut to size unless it is to stay whole: the middle crop."""

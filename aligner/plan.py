@@ -3,19 +3,25 @@
 A plan that was begun only grows: new videos go into new shards, so that finished shards stay as they are.
 """
 
+import gc
 import glob
 import math
 import os
 import posixpath
 import re
+import stat
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import pandas as pd
+import pyarrow as pa
 
 from aligner.config import AlignerError, ChangedSettings, did_you_mean
 from aligner.sources import (
@@ -27,6 +33,7 @@ from aligner.sources import (
     read_tar,
     shown,
     stored_size,
+    suffix,
 )
 
 VIDEO_EXTENSIONS = frozenset(".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
@@ -38,8 +45,24 @@ SPLITS = {
 # Frames a second of a folder of pictures.
 FRAME_RATE = 30.0
 _TAR = re.compile(r".*?\.tar/", re.IGNORECASE)
+# What no path can hold, or no text: undecodable bytes come as lone surrogates.
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+# File systems on a network answer one question slowly and many at a time quickly; each thread takes some in a row.
+STAT_THREADS, STAT_CHUNK = 32, 500
 # Names that other tools give to the column ``path``.
 PATH_SYNONYMS = ("video", "file", "filename", "video_path")
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    """Let the garbage collector rest: it would look through the tuples of all videos again and again, for nothing."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class Row(NamedTuple):
@@ -54,8 +77,7 @@ class Row(NamedTuple):
     url: str | None = None
 
 
-@dataclass(frozen=True)
-class VideoItem:
+class VideoItem(NamedTuple):
     """One planned video; ``bytes`` is 0 for a missing file, which becomes a failure row in its turn."""
 
     video_id: str
@@ -68,7 +90,8 @@ class VideoItem:
 
     def same_content(self, other: "VideoItem") -> bool:
         """Whether another plan says the same of this video; shard and duration are no content."""
-        return replace(self, shard=0, seconds=None) == replace(other, shard=0, seconds=None)
+        mine, others = (self.video_id, self.label, self.split), (other.video_id, other.label, other.split)
+        return mine == others and (self.bytes, self.offset) == (other.bytes, other.offset)
 
 
 @dataclass(frozen=True)
@@ -147,10 +170,25 @@ class Plan:
         }
 
 
+@no_collector()
+def items_of(table: pa.Table) -> tuple[VideoItem, ...]:
+    """The videos of a plan as it was written, a column for each field."""
+    columns = {name: table[name].to_pylist() for name in VideoItem._fields}
+    columns |= {name: _shared(columns[name]) for name in ("label", "split")}
+    return tuple(map(VideoItem, *columns.values()))
+
+
+def _shared(texts: Iterable[str | None]) -> list[str | None]:
+    """The same texts, equal ones as one object: a million labels are few."""
+    known: dict[str | None, str | None] = {}
+    return [known.setdefault(text, text) for text in texts]
+
+
 def _hint(column: str) -> str:
     return did_you_mean(column.strip().lower(), MANIFEST_COLUMNS)
 
 
+@no_collector()
 def make_plan(
     videos: Path | str,
     videos_per_shard: int,
@@ -185,9 +223,10 @@ def make_plan(
             f"no videos in {name}; extensions looked for: {' '.join(sorted(VIDEO_EXTENSIONS))}"
         )
     _refuse_twice(rows, name)
+    rows.sort(key=lambda row: row.path)
     items = [
-        VideoItem(row.path, row.label, row.split, bytes_of(row, root), 0, row.seconds, row.offset)
-        for row in sorted(rows, key=lambda row: row.path)
+        VideoItem(row.path, row.label, row.split, size, 0, row.seconds, row.offset)
+        for row, size in zip(rows, _sizes(rows, root), strict=True)
     ]
     counted = {kind: count for kind, count in sorted(ignored.items()) if count}
     urls = {row.path: row.url for row in rows if row.url}
@@ -204,7 +243,8 @@ def _root(videos: Path, root: Path | str | None) -> Path | str:
 def _local_rows(videos: Path, name: str, ignored: Counter[str]) -> tuple[list[Row], tuple[str, ...]]:
     """Rows with absolute paths, or those of a manifest, and the columns that it has beside."""
     if videos.is_dir():
-        return [row._replace(path=str(videos / row.path)) for row in _scan(videos, ignored)], ()
+        below = os.path.join(videos, "")
+        return [row._replace(path=below + row.path) for row in _scan(videos, ignored)], ()
     if not videos.exists() and (matches := sorted(glob.glob(str(videos), recursive=True))):
         return [row for match in matches for row in _rows_of_file(Path(match), Row(match), ignored)], ()
     if not videos.exists():
@@ -216,10 +256,11 @@ def _local_rows(videos: Path, name: str, ignored: Counter[str]) -> tuple[list[Ro
 
 def _rows_of_file(path: Path, row: Row, ignored: Counter[str]) -> list[Row]:
     """The row of a video file, or those of the videos in a tar, which inherit its split and label."""
-    if path.suffix.lower() in VIDEO_EXTENSIONS:
+    kind = suffix(path.name)
+    if kind in VIDEO_EXTENSIONS:
         return [row]
-    if path.suffix.lower() != ".tar":
-        ignored[path.suffix.lower() or "(none)"] += 1
+    if kind != ".tar":
+        ignored[kind or "(none)"] += 1
         return []
     return [
         row._replace(
@@ -234,14 +275,14 @@ def _rows_of_file(path: Path, row: Row, ignored: Counter[str]) -> list[Row]:
 
 def _stored(url: str, ignored: Counter[str]) -> list[Row]:
     """Videos below an address, with labels and splits as in a folder."""
-    found = list_store(url)
-    sizes = {PurePosixPath(name): size for name, size in found if _is_video(PurePosixPath(name), ignored)}
-    return [row._replace(bytes=sizes[PurePosixPath(row.path)]) for row in _rows_of_paths(list(sizes))]
+    sizes = {name: size for name, size in list_store(url) if _is_video(name, ignored)}
+    return [row._replace(bytes=sizes[row.path]) for row in _rows_of_paths(list(sizes))]
 
 
-def _is_video(path: PurePosixPath, ignored: Counter[str]) -> bool:
-    video = path.suffix.lower() in VIDEO_EXTENSIONS and not _hidden(path) and _is_text(str(path))
-    ignored[path.suffix.lower() or "(none)"] += not video
+def _is_video(path: str, ignored: Counter[str]) -> bool:
+    kind = suffix(posixpath.basename(path))
+    video = kind in VIDEO_EXTENSIONS and not _hidden(path) and _is_text(path)
+    ignored[kind or "(none)"] += not video
     return video
 
 
@@ -257,7 +298,7 @@ def in_shards(
     """The videos, in their order, with balanced shards from ``first`` on, and the number of shards then."""
     count = -(-len(items) // videos_per_shard)
     shards = balanced(_weights(items), count)
-    placed = (replace(item, shard=first + shard) for item, shard in zip(items, shards, strict=True))
+    placed = (item._replace(shard=first + shard) for item, shard in zip(items, shards, strict=True))
     return tuple(placed), first + count
 
 
@@ -286,6 +327,7 @@ def balanced(weights: Sequence[float], shards: int) -> list[int]:
     return chosen
 
 
+@no_collector()
 def grow(found: Plan, before: Plan, videos_per_shard: int, allow_changed: bool = False) -> Plan:
     """The plan that was begun, with the new videos of ``found`` in new shards behind its own.
 
@@ -304,7 +346,7 @@ def grow(found: Plan, before: Plan, videos_per_shard: int, allow_changed: bool =
     new, shards = in_shards(
         [item for item in found.items if item.video_id not in had], videos_per_shard, before.num_shards
     )
-    old = [replace(item, shard=had[item.video_id].shard) for item in kept]
+    old = [item._replace(shard=had[item.video_id].shard) for item in kept]
     items = sorted([*old, *new], key=lambda item: item.video_id)
     return replace(found, items=tuple(items), num_shards=shards, grown=len(new))
 
@@ -323,26 +365,27 @@ def _what_changed(removed: list[str], changed: list[str]) -> str:
 
 def _scan(folder: Path, ignored: Counter[str]) -> list[Row]:
     """Videos below a folder, relative to it; other files are counted by extension."""
-    found: list[PurePosixPath] = []
+    found: list[str] = []
+    tars: set[str] = set()
     for parent, names in _walk(folder, ignored):
-        if is_frame_folder(names) and parent != str(folder):
-            found.append(PurePosixPath(Path(parent).relative_to(folder).as_posix()))
+        below = "" if parent == str(folder) else Path(parent).relative_to(folder).as_posix() + "/"
+        if is_frame_folder(names) and below:
+            found.append(below.removesuffix("/"))
             names = sorted({*names} - {*pictures_of(names)})
         for name in names:
-            path = Path(parent, name).relative_to(folder)
-            if not _is_text(str(path)):
+            path, kind = below + name, suffix(name)
+            if not _is_text(path):
                 ignored["(name is not UTF-8)"] += 1
-            elif path.suffix.lower() in {*VIDEO_EXTENSIONS, ".tar"} and not _hidden(path):
-                found.append(PurePosixPath(path.as_posix()))
+            elif kind in {*VIDEO_EXTENSIONS, ".tar"} and not _hidden(path):
+                found.append(path)
+                tars |= {path} if kind == ".tar" else set()
             else:
-                ignored[path.suffix.lower() or "(none)"] += 1
+                ignored[kind or "(none)"] += 1
     rows = _rows_of_paths(found)
     return [
         one
         for row in rows
-        for one in (
-            _rows_of_file(folder / row.path, row, ignored) if "." in PurePosixPath(row.path).name else [row]
-        )
+        for one in (_rows_of_file(folder / row.path, row, ignored) if row.path in tars else [row])
     ]
 
 
@@ -366,22 +409,23 @@ def _count_unreadable(ignored: Counter[str], _: OSError) -> None:
     ignored["(unreadable folder)"] += 1
 
 
-def _hidden(path: PurePath) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _hidden(path: str) -> bool:
+    return "/." in f"/{path}"
 
 
-def _rows_of_paths(paths: list[PurePosixPath]) -> list[Row]:
+def _rows_of_paths(paths: list[str]) -> list[Row]:
     """(path, label, split): a class may be called "test", so the first level is splits as a whole or not."""
-    first = {path.parts[0] for path in paths if len(path.parts) > 1}
+    first = {path.partition("/")[0] for path in paths if "/" in path}
     splits = all(name.lower() in SPLITS for name in first)
     return [_row_of_path(path, splits) for path in paths]
 
 
-def _row_of_path(path: PurePosixPath, splits: bool) -> Row:
-    folders = path.parts[:-1]
+def _row_of_path(path: str, splits: bool) -> Row:
+    folders = path.split("/")[:-1]
     split = SPLITS[folders[0].lower()] if folders and splits else None
     label = folders[1:2] if split else folders[:1]
-    return Row(str(path), label[0] if label else None, split)
+    # Interned: a million labels are few.
+    return Row(path, sys.intern(label[0]) if label else None, split)
 
 
 def read_manifest(path: Path) -> tuple[list[Row], tuple[str, ...]]:
@@ -400,12 +444,13 @@ def read_manifest(path: Path) -> tuple[list[Row], tuple[str, ...]]:
             f"{path.name}: no column 'path'{_synonym(names)}; columns are path[,label][,split][,seconds]"
         )
     ignored = tuple(name for name in names if name not in MANIFEST_COLUMNS)
-    frame = frame.reindex(columns=list(MANIFEST_COLUMNS))
+    videos, labels, splits, durations = (
+        _texts(list(frame[name]), path.name) if name in names else [None] * len(frame)
+        for name in MANIFEST_COLUMNS
+    )
+    columns = zip(videos, _shared(labels), _shared(splits), durations, strict=True)
     rows = []
-    for place, cells in enumerate(frame.itertuples(index=False), 1):
-        if not all(pd.api.types.is_scalar(cell) for cell in cells):
-            raise AlignerError(f"{path.name}: row {place} has a list where one text was expected")
-        video, label, split, seconds = (_text(cell) for cell in cells)
+    for place, (video, label, split, seconds) in enumerate(columns, 1):
         if video is None or not _is_text(video):
             raise AlignerError(f"{path.name}: row {place} has no path, or one that no file can have")
         rows.append(Row(video, label, split, _seconds(seconds, f"{path.name}: row {place}")))
@@ -423,8 +468,8 @@ def _seconds(text: str | None, where: str) -> float | None:
 
 
 def _is_text(path: str) -> bool:
-    """Whether a path can be written down: undecodable bytes come as lone surrogates."""
-    return "\0" not in path and not any("\ud800" <= letter <= "\udfff" for letter in path)
+    """Whether a path can be written down."""
+    return _NO_TEXT.search(path) is None
 
 
 def _synonym(columns: list[str]) -> str:
@@ -451,8 +496,18 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
+def _texts(cells: list[Any], manifest: str) -> list[str | None]:
+    scalars = list(map(pd.api.types.is_scalar, cells))
+    if not all(scalars):
+        place = scalars.index(False) + 1
+        raise AlignerError(f"{manifest}: row {place} has a list where one text was expected")
+    return [_text(cell) for cell in cells]
+
+
 def _text(cell: Any) -> str | None:
-    return None if cell is None or pd.isna(cell) or str(cell).strip() == "" else str(cell).strip()
+    if not isinstance(cell, str):
+        cell = "" if pd.isna(cell) else str(cell)
+    return cell.strip() or None
 
 
 def _identified(row: Row, root: Path | str, allow_outside: bool) -> Row:
@@ -471,14 +526,21 @@ def _identified(row: Row, root: Path | str, allow_outside: bool) -> Row:
         relative, url = posixpath.normpath(row.path), None
         outside = relative.startswith(("/", "../")) or relative == ".."
     else:
-        relative, url = Path(os.path.relpath(root / row.path, root)).as_posix(), None
+        relative, url = _relative(os.path.join(root, row.path), os.path.join(root, "")), None
         outside = relative.split("/")[0] == os.pardir
     if outside and not (allow_outside and (url or isinstance(root, Path))):
         raise AlignerError(
             f"{shown(row.path)} lies outside the videos' root {shown(str(root))}; give --videos-root, a folder "
             "above it, or --allow-outside-root if you trust the manifest"
         )
-    return row._replace(path=relative, url=url)
+    return row if (relative, url) == (row.path, row.url) else row._replace(path=relative, url=url)
+
+
+def _relative(path: str, below: str) -> str:
+    """An absolute path seen from a folder, as POSIX writes it; most lie below it, which is told quickly."""
+    path = os.path.normpath(path)
+    relative = path[len(below) :] if path.startswith(below) else os.path.relpath(path, below)
+    return relative if os.sep == "/" else Path(relative).as_posix()
 
 
 def _refuse_twice(rows: list[Row], name: str) -> None:
@@ -489,13 +551,26 @@ def _refuse_twice(rows: list[Row], name: str) -> None:
         )
 
 
-def bytes_of(row: Row, root: Path | str) -> int:
+def _sizes(rows: list[Row], root: Path | str) -> list[int]:
+    """Sizes of all videos, asked for by many threads at once."""
+    place = os.fspath(root)
+    chunks = [rows[start : start + STAT_CHUNK] for start in range(0, len(rows), STAT_CHUNK)]
+    with ThreadPoolExecutor(STAT_THREADS) as pool:
+        found = pool.map(lambda chunk: [bytes_of(row, place) for row in chunk], chunks)
+        return [size for sizes in found for size in sizes]
+
+
+def bytes_of(row: Row, root: str) -> int:
     """Size of a video; 0 when it is missing."""
     if row.bytes is not None:
         return row.bytes
-    if row.url or isinstance(root, str):
-        return stored_size(row.url or _below(str(root), row.path))
-    path = root / row.path
-    if path.is_dir():
-        return sum((path / name).stat().st_size for name in pictures_of(os.listdir(path)))
-    return path.stat().st_size if path.is_file() else 0
+    if row.url or is_url(root):
+        return stored_size(row.url or _below(root, row.path))
+    path = os.path.join(root, row.path)
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0
+    if stat.S_ISDIR(found.st_mode):
+        return sum(os.stat(os.path.join(path, name)).st_size for name in pictures_of(os.listdir(path)))
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0

@@ -205,5 +205,5 @@ def _plans(out: Path, manifest: dict[str, Any], videos: Plan) -> list[bytes]:
         shards |= dict.fromkeys((artifact.read_whole_marker(out, shard) or {"videos": {}})["videos"], shard)
         with contextlib.suppress(AlignerError):  # damaged as well: the plan as it would be made now is left
             shards |= {row["video_id"]: shard for row in artifact.read_failures(out, shard)}
-    items = tuple(replace(item, shard=shards.get(item.video_id, item.shard)) for item in videos.items)
+    items = tuple(item._replace(shard=shards.get(item.video_id, item.shard)) for item in videos.items)
     return [artifact.table_bytes(plan_table(plan)) for plan in (videos, replace(videos, items=items))]

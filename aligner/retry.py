@@ -197,4 +197,4 @@ def _take(out: Path, planned: plan.Plan, recovered: list[Failed], found: Retry) 
 def _other_size(planned: plan.Plan, item: plan.VideoItem) -> bool:
     """Whether the plan would notice that a video was changed; a member of a tar lies where it was planned."""
     row = plan.Row(item.video_id, url=planned.urls.get(item.video_id))
-    return item.offset is None and plan.bytes_of(row, planned.root) != item.bytes
+    return item.offset is None and plan.bytes_of(row, str(planned.root)) != item.bytes

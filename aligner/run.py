@@ -95,7 +95,7 @@ class AlignReport:
 
 def counts_of(out: Path, shard: int, marker: dict[str, Any]) -> dict[str, Any]:
     """What a finished shard adds to a report: videos ``planned``, ``ok`` and ``failed``, these by ``stages``."""
-    stages = Counter(row["stage"] for row in artifact.read_failures(out, shard))
+    stages = Counter(row["stage"] for row in artifact.failures_of(out, shard, marker))
     return marker["counts"] | {"stages": dict(stages)}
 
 
@@ -288,7 +288,8 @@ def _continue(
     _refuse_changes(out, manifest, content)
     before = _begun_plan(out, manifest, settings.allow_changed_videos)
     videos = plan.grow(found, before, settings.videos_per_shard, settings.allow_changed_videos)
-    if plan_table(videos).equals(plan_table(before)) and not artifact.damaged_files(out, manifest):
+    same = (videos.items, videos.num_shards) == (before.items, before.num_shards)
+    if same and not artifact.damaged_files(out, manifest):
         return videos, manifest
     if settings.shares_work:
         raise AlignerError(
@@ -309,8 +310,7 @@ def _begun_plan(out: Path, manifest: dict[str, Any], allow_changed: bool) -> pla
         table = artifact.read_videos(out)
         known = table.filter(pc.less(table["shard"], manifest["num_shards"]))
         if allow_changed or artifact.shard_fingerprints(manifest, known) == manifest["shard_fingerprints"]:
-            items = tuple(plan.VideoItem(**row) for row in known.to_pylist())
-            return plan.Plan(Path(), items, manifest["num_shards"])
+            return plan.Plan(Path(), plan.items_of(known), manifest["num_shards"])
         problems = artifact.damaged_files(out, manifest) or [f"{artifact.MANIFEST} does not fit the plan"]
     # Shards beside a damaged plan or entity table would be of no use to anybody.
     raise AlignerError(f"{out} is damaged: {'; '.join(problems)}. Give --force to start over")
@@ -320,9 +320,9 @@ def _write_plan(out: Path, videos: plan.Plan, content: dict[str, Any]) -> dict[s
     """Write videos.parquet and, last, the manifest; the entity table is there already."""
     table = plan_table(videos)
     artifact.write_table(out / artifact.VIDEOS, table)
-    rows = table.drop_columns(["seconds"]).to_pylist()
+    fingerprint = artifact.table_sha256(table.drop_columns(["seconds"]))
     planned = {
-        "inputs": content["inputs"] | {"videos": {"fingerprint": artifact.canonical_sha256(rows)}},
+        "inputs": content["inputs"] | {"videos": {"fingerprint": fingerprint}},
         "counts": videos.counts() | {"views": len(content["views"])},
         "num_shards": videos.num_shards,
         "videos": len(table),
@@ -335,7 +335,9 @@ def _write_plan(out: Path, videos: plan.Plan, content: dict[str, Any]) -> dict[s
 
 def plan_table(videos: plan.Plan) -> pa.Table:
     """The plan as written to videos.parquet."""
-    return pa.Table.from_pylist([vars(item) for item in videos.items], schema=artifact.VIDEOS_SCHEMA)
+    columns = dict(zip(plan.VideoItem._fields, zip(*videos.items, strict=True), strict=True))
+    arrays = [pa.array(columns[field.name], field.type) for field in artifact.VIDEOS_SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=artifact.VIDEOS_SCHEMA)
 
 
 def _refuse_changes(out: Path, manifest: dict[str, Any], content: dict[str, Any]) -> None:
@@ -397,13 +399,17 @@ def _survey(job: Job, gpu: bool) -> tuple[AlignReport, list[int]]:
     if job.config.retry_poisoned:
         for shard in shards:
             artifact.forget_poison(out, shard)
-    todo = [shard for shard in shards if artifact.shard_state(out, shard, job.fingerprint(shard)) != "done"]
-    report = AlignReport(out.name, len(shards), len(shards) - len(todo))
+    report, todo = AlignReport(out.name, len(shards)), []
+    for shard in shards:
+        state, marker = artifact.look_at(out, shard, job.fingerprint(shard))
+        if marker and state == "done":
+            report.skipped_shards += 1
+            report.count(counts_of(out, shard, marker))
+        else:
+            todo.append(shard)
     report.ignored_files = job.plan.ignored
     report.ignored_columns = list(job.plan.ignored_columns)
     report.warnings = warnings_of(job, gpu)
-    for shard in sorted({*shards} - {*todo}):
-        report.count(counts_of(out, shard, artifact.read_marker(out, shard) or {}))
     return report, todo
 
 

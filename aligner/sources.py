@@ -52,6 +52,12 @@ class Source:
         return file if self.offset is None else io.BufferedReader(Window(file, self.offset, self.bytes))
 
 
+def suffix(name: str) -> str:
+    """Extension of a file name in small letters, as ``Path.suffix`` has it, for a million names."""
+    stem, dot, kind = name.rpartition(".")
+    return (dot + kind).lower() if stem and kind else ""
+
+
 def as_json(place: Path | Source) -> dict[str, Any]:
     """What tells another process where a video is; it may hold secrets, and is neither written nor shown."""
     return {"path": os.path.abspath(place)} if isinstance(place, Path) else dict(vars(place))
@@ -248,7 +254,7 @@ def is_frame_folder(names: list[str]) -> bool:
 
 def pictures_of(names: list[str]) -> list[str]:
     """The pictures among file names in natural order (``2.jpg`` before ``10.jpg``)."""
-    pictures = (name for name in names if Path(name).suffix.lower() in PICTURE_EXTENSIONS)
+    pictures = (name for name in names if suffix(name) in PICTURE_EXTENSIONS)
     return sorted((name for name in pictures if not name.startswith(".")), key=_natural)
 
 

@@ -55,28 +55,24 @@ def status(out: Path) -> Status:
         AlignerError: not an alignments folder.
     """
     manifest = artifact.read_manifest(out)
-    shards = range(manifest["num_shards"])
-    states = [
-        artifact.shard_state(out, shard, artifact.shard_fingerprint(manifest, shard)) for shard in shards
-    ]
-    done = [shard for shard in shards if states[shard] == "done"]
-    markers = [artifact.read_marker(out, shard) or {} for shard in done]
-    failures = Counter(f"{row['stage']} ({row['error']})" for row in artifact.all_failures(out))
-    ok = sum(marker["counts"]["ok"] for marker in markers)
-    failed = sum(marker["counts"]["failed"] for marker in markers)
-    left = _seconds_left(out, done, markers, manifest["videos"] - ok - failed)
-    videos = {"planned": manifest["videos"], "ok": ok, "failed": failed}
-    return Status(dict(sorted(Counter(states).items())), videos, dict(sorted(failures.items())), left)
-
-
-def _seconds_left(out: Path, done: list[int], markers: list[dict[str, Any]], videos: int) -> float | None:
-    """Time for the videos that are left, at the pace of the shards whose timings are known."""
-    timed = [
-        (artifact.read_timings(out, shard).get("seconds"), m) for shard, m in zip(done, markers, strict=True)
-    ]
-    known = [(seconds, marker["counts"]["planned"]) for seconds, marker in timed if seconds is not None]
-    counted = sum(planned for _, planned in known)
-    return videos * sum(seconds for seconds, _ in known) / counted if counted else None
+    begun = artifact.begun_shards(out)
+    states, videos, failures = Counter[str](), Counter[str](), Counter[str]()
+    seconds = timed = 0.0
+    for shard in range(manifest["num_shards"]):
+        state, marker = artifact.look_at(out, shard, artifact.shard_fingerprint(manifest, shard))
+        states["running" if state == "todo" and shard in begun else state] += 1
+        if marker is None or state != "done":
+            continue
+        videos.update(marker["counts"])
+        failures.update(
+            f"{row['stage']} ({row['error']})" for row in artifact.failures_of(out, shard, marker)
+        )
+        if (spent := artifact.read_timings(out, shard).get("seconds")) is not None:
+            seconds, timed = seconds + spent, timed + marker["counts"]["planned"]
+    done = {"planned": manifest["videos"], "ok": videos["ok"], "failed": videos["failed"]}
+    # At the pace of the shards whose timings are known.
+    left = (done["planned"] - done["ok"] - done["failed"]) * seconds / timed if timed else None
+    return Status(dict(sorted(states.items())), done, dict(sorted(failures.items())), left)
 
 
 def verify(out: Path) -> list[str]:

@@ -181,20 +181,12 @@ def in_turns(works: list, rounds: int) -> dict[str, list[tuple[float, float]]]:
 
 def memory(counts: list[int]) -> list[str]:
     """Table rows of the largest and the last resident memory of ``aligner run``."""
-    import open_clip
-    from safetensors.torch import save_file
+    from aligner.encoder import load_clip
 
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        model = root / "tiny"
-        model.mkdir()
-        save_file(open_clip.CLIP(**TINY).state_dict(), model / "open_clip_model.safetensors")
-        (model / "open_clip_config.json").write_text(
-            json.dumps({"model_cfg": TINY, "preprocess_cfg": {"size": 32}})
-        )
-        from aligner.encoder import load_clip
-
-        corpus = write_corpus(root / "corpus", load_clip(f"local-dir:{model}")[1], 1000)
+        model = tiny_model(root / "tiny")
+        corpus = write_corpus(root / "corpus", load_clip(model)[1], 1000)
         clip = tiny_clip(root / "clip.mp4")
         rows = []
         for count in counts:
@@ -208,7 +200,7 @@ def memory(counts: list[int]) -> list[str]:
                 "--corpus",
                 corpus,
                 "--model",
-                f"local-dir:{model}",
+                model,
                 "--device",
                 "cpu",
             ]
@@ -218,6 +210,18 @@ def memory(counts: list[int]) -> list[str]:
                 f"| {count} | {own / 1e6:.0f} | {children / 1e6:.0f} | {(own + children) / 1e6:.0f} |"
             )
     return rows
+
+
+def tiny_model(folder: Path) -> str:
+    """A tiny random CLIP in a new folder; returns its name for ``--model``."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    save_file(open_clip.CLIP(**TINY).state_dict(), folder / "open_clip_model.safetensors")
+    config = {"model_cfg": TINY, "preprocess_cfg": {"size": 32}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return f"local-dir:{folder}"
 
 
 def tiny_clip(path: Path) -> Path:

@@ -249,7 +249,7 @@ def _videos_key(section: AlignmentsSection) -> list[Any]:
     from aligner.plan import make_plan
 
     plan = make_plan(section.videos, section.videos_per_shard, section.videos_root)
-    return [[vars(item), _changed_at(plan.path(item))] for item in plan.items]
+    return [[item._asdict(), _changed_at(plan.path(item))] for item in plan.items]
 
 
 def _changed_at(path: Any) -> int | None:

@@ -69,7 +69,7 @@ TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
 CRASHING = """
 import ctypes, os, sys, time
 sys.path.append(sys.argv.pop(1))
-from aligner import decode, decoding
+from aligner import children, decode
 whole = decode.sample_views
 def sample_views(path, *how, **more):
     tried = path.with_suffix(".tried")
@@ -86,7 +86,7 @@ def sample_views(path, *how, **more):
         time.sleep(3600 if "hang" in path.name else 0.3)
     return whole(path, *how, **more)
 decode.sample_views = sample_views
-decoding.main()
+children.serve()
 """
 
 
@@ -140,10 +140,10 @@ def deadly(function: Callable, when: str, file: str, nth: int, argument: int) ->
 
 def work(args: list[str], point: str | None) -> None:
     """``aligner ARGS...`` in this process, which ends here."""
-    from aligner import decoding
+    from aligner import children
     from aligner.cli import app
 
-    decoding.START = CRASHING
+    children.START = CRASHING
     if point:
         arm(point)
     try:

@@ -4,6 +4,7 @@ The files are made here, from clips that are encoded here and, where ../shared i
 cut at every tenth, with flipped bits, with another name, and with everything odd that a collection holds.
 """
 
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -182,7 +183,7 @@ def zoo(make_video: Callable, make_audio: Callable, tmp_path_factory: pytest.Tem
 def sampled(root: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch, home: Path) -> dict[str, dict]:
     """What a child says of each file; a crash or a hang of the child fails the test."""
     (home / "sampler.py").write_text(CHILD)
-    monkeypatch.syspath_prepend(home)
+    monkeypatch.setenv("PYTHONPATH", str(home), prepend=os.pathsep)
     calls = [{"path": str(path), "count": FRAMES} for path in paths]
     answers = list(each_in_children("sampler:sample", calls, 2, LIMIT_S))
     lost = {str(path): str(a) for path, a in zip(paths, answers, strict=True) if isinstance(a, Lost)}

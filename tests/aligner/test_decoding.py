@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aligner import artifact, decode, decoding, run
+from aligner import artifact, children, decode, run
 from aligner.config import AlignerError
 from aligner.decoding import Clip, Decoders, NoClip
 from aligner.pixels import Cutter
@@ -27,7 +27,7 @@ CUTTER = Cutter((32, 32))
 @pytest.fixture
 def crashing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoders do what the names of the videos say."""
-    monkeypatch.setattr(decoding, "START", CRASHING)
+    monkeypatch.setattr(children, "START", CRASHING)
 
 
 def decoded(
@@ -138,8 +138,8 @@ def test_closing_does_not_wait_for_a_hanging_video(
 def test_an_installation_that_cannot_start_is_no_fault_of_the_videos(
     monkeypatch: pytest.MonkeyPatch, make_video: Callable, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(decoding, "START", "raise SystemExit(3)")
-    with pytest.raises(AlignerError, match="no decoding process can be started .*exit code 3"):
+    monkeypatch.setattr(children, "START", "raise SystemExit(3)")
+    with pytest.raises(AlignerError, match="no child process can be started .*exit code 3"):
         decoded([make_video(tmp_path / "a.mp4", frames=6)])
 
 
@@ -152,10 +152,10 @@ def test_children_that_are_killed_while_they_start_are_started_again(
     )
     killed += "t.write_text('x' * (n + 1))\nif n < {}: os.kill(os.getpid(), 9)\n"
     video = make_video(tmp_path / "a.mp4", frames=6)
-    monkeypatch.setattr(decoding, "START", killed.format(str(tries), 3) + decoding.START)
+    monkeypatch.setattr(children, "START", killed.format(str(tries), 3) + children.START)
     assert isinstance(decoded([video])[0], Clip) and len(tries.read_text()) == 4
-    monkeypatch.setattr(decoding, "START", "import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(AlignerError, match="6 decoding processes were killed while they started, .*SIGKILL"):
+    monkeypatch.setattr(children, "START", "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(AlignerError, match="6 child processes were killed while they started, .*SIGKILL"):
         decoded([video])
 
 

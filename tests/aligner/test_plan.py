@@ -4,7 +4,6 @@ import json
 import os
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -283,7 +282,7 @@ def test_bytes_stand_in_for_unknown_durations_at_the_average_rate() -> None:
 def test_a_plan_grows_without_touching_what_it_had(old: list[int], new: list[int], per_shard: int) -> None:
     items = [video(place, size) for place, size in enumerate(old)]
     # Every other new video sorts before the old ones.
-    more = [replace(video(n, size), video_id=f"{'az'[n % 2]}/{n}.mp4") for n, size in enumerate(new)]
+    more = [video(n, size)._replace(video_id=f"{'az'[n % 2]}/{n}.mp4") for n, size in enumerate(new)]
     before = planned(items, per_shard)
     found = planned(sorted([*items, *more], key=lambda item: item.video_id), per_shard)
     after = grow(found, before, per_shard)

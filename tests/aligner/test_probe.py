@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def test_a_hang_and_a_crash_cost_their_files_only(
         "    if path.endswith('text.mp4'):\n        os.abort()\n"
         "    return probe.probe_file(video, deep)\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(probe, "PROBE", "trap:probe_file")
     found = {p.path: p for p in check_videos(make_plan(mixed, 1), deep=True, workers=2, limit_s=10.0)}
     assert (found["empty.mp4"].stage, found["empty.mp4"].error) == ("decode", "timeout")
