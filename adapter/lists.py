@@ -270,8 +270,8 @@ _CLASSES = {"hmdb51": 51, "ucf101": 101, "ssv2": 174}
 _BASES = {"hmdb51": 26, "ucf101": 51, "ssv2": 87, "k400": 200}
 
 CLASSES: dict[str, tuple[str, ...]] = {
-    "hmdb51": ("labels/hmdb_51_labels.csv", "lists/hmdb51_labels.csv"),
-    "ucf101": ("labels/ucf_101_labels.csv", "lists/ucf_labels.csv"),
+    "hmdb51": ("labels/hmdb_51_labels.csv", "lists/hmdb51_labels.csv", "zs_label_db/hmdb-index2cls.json"),
+    "ucf101": ("labels/ucf_101_labels.csv", "lists/ucf_labels.csv", "zs_label_db/ucf101-index2cls.json"),
     "ssv2": ("labels/ssv2_labels.csv",),
     "k400": ("labels/kinetics_400_labels.csv", "lists/kinetics_400_labels.csv"),
     "k600": ("labels/kinetics_600_labels.csv",),
