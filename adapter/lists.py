@@ -157,7 +157,9 @@ def read_classes(file: Path, root: Path | None = None) -> Classes:
         ) from error
     numbers = [number for number, _ in pairs]
     if not pairs or sorted(numbers) != list(range(len(pairs))):
-        raise AdapterError(f"{file} numbers {len(pairs)} classes, but not as 0 to {len(pairs) - 1}, each once")
+        raise AdapterError(
+            f"{file} numbers {len(pairs)} classes, but not as 0 to {len(pairs) - 1}, each once"
+        )
     names = tuple(name.strip() for _, name in sorted(pairs))
     _check_distinct(names, str(file))
     return Classes(names, _relative(file, root or file.parent), hashlib.sha256(data).hexdigest())
@@ -224,7 +226,9 @@ def _check_rows(rows: Sequence[tuple[str, int]], classes: Classes, file: Path) -
         )
     count = Counter(plain_path(video) for video, _ in rows)
     if twice := [video for video, n in count.items() if n > 1]:
-        raise AdapterError(f"{file} lists {len(twice)} videos twice, such as {twice[:3]}; every video counts once")
+        raise AdapterError(
+            f"{file} lists {len(twice)} videos twice, such as {twice[:3]}; every video counts once"
+        )
     found = {number for _, number in rows}
     if lost := [name for number, name in enumerate(classes.names) if number not in found]:
         raise AdapterError(
@@ -276,9 +280,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "k400": ("labels/kinetics_400_labels.csv", "lists/kinetics_400_labels.csv"),
     "k600": ("labels/kinetics_600_labels.csv",),
     **{f"k600_{i}": (f"labels/ZS_split{i}_K600.csv", f"lists/k600/k160_labels_split{i}.csv") for i in SPLITS},
-    **{
-        f"k600_open_vclip_{i}": (f"zs_label_db/k600_split{i}/k600-openset-index2cls.json",) for i in SPLITS
-    },
+    **{f"k600_open_vclip_{i}": (f"zs_label_db/k600_split{i}/k600-openset-index2cls.json",) for i in SPLITS},
     **{
         f"{name}_{half}": (f"labels/{stem}_{half}_labels.csv",)
         for name, stem in zip(_SETS, ("hmdb_51", "ucf_101", "ssv2_174", "kinetics_400"), strict=True)
@@ -332,7 +334,13 @@ def _published() -> dict[str, ListFile]:
             add(f"{data}_{half}_test", f"{data}_{half}", n, at, f"{vifi}/{half}_val.txt")
         for i in SPLITS:
             at = f"splits/base_to_novel/{short}_fs_base_s{i}_train.txt"
-            add(f"{data}_base_train{i}", f"{data}_base", 16 * _BASES[data], at, f"{vifi}/fs_base_s{i}_train.txt")
+            add(
+                f"{data}_base_train{i}",
+                f"{data}_base",
+                16 * _BASES[data],
+                at,
+                f"{vifi}/fs_base_s{i}_train.txt",
+            )
     vifi = "datasets_splits/ssv2_splits/validation.txt"
     add("ssv2_test", "ssv2", 24777, "splits/few_shot/ssv2_validation.txt", vifi)
     vifi, text4vis = "datasets_splits/k400_splits/val.txt", "lists/k400/kinetics_video_val_se320.txt"

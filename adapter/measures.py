@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from adapter.config import AdapterError
+
 DRAWS = 1000
 
 
@@ -83,8 +85,10 @@ def mcnemar(first: Bool[np.ndarray, " videos"], second: Bool[np.ndarray, " video
 def sign_flip(differences: Sequence[float]) -> float:
     """Exact two-sided p-value that paired differences (one a seed) have mean zero, by flipping their signs.
 
-    The smallest value that n seeds can give is 2 / 2^n.
+    The smallest value that n seeds can give is 2 / 2^n. For at most 20 seeds.
     """
+    if len(differences) > 20:
+        raise AdapterError(f"{len(differences)} paired runs; the exact test takes at most 20")
     values = np.asarray(differences, np.float64)
     signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(values))))
     means = np.abs(signs @ values)

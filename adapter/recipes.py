@@ -30,15 +30,15 @@ class Part:
     """One evaluation: the videos of the lists ``test``, the classes of the first of them as candidates.
 
     None of the videos of ``train`` may be tested. ``shots`` is how many of each class they must hold (0: any).
-    ``run`` is the place of its run among those given; parts without one are evaluated for each run. ``group``
-    is what its figure counts towards where the statistic tells groups apart.
+    ``run`` is the place of its run among those that the recipe names. ``group`` is what its figure counts
+    towards where the statistic tells groups apart.
     """
 
     name: str
     test: tuple[str, ...]
     train: tuple[str, ...] = ()
     draw: Draw | None = None
-    run: int | None = None
+    run: int = 0
     shots: int = 0
     group: str = ""
 
@@ -49,10 +49,11 @@ class Recipe:
 
     ``statistic``: ``single`` (one part), ``mean`` (mean and population standard deviation over the parts) or
     ``harmonic`` (2BN / (B + N) of the mean over base parts and the mean over novel parts). ``runs`` says what
-    each run given is, where parts have runs of their own. ``views`` is frames and clips x crops as published;
-    views are averaged as probabilities. ``source`` names the classes that published runs were trained on.
+    each run given is, where parts have runs of their own; a recipe without takes one or more, seeds alike.
+    ``views`` is frames and clips x crops as published; views are averaged as probabilities. ``source`` names
+    the classes that published runs were trained on. ``plain_templates`` refuses classes in brackets.
     ``as_numbered`` takes class numbers as the published file of classes has them, errors included. ``probe``
-    scores with a linear classifier fitted to z of the part's training videos.
+    scores with a linear classifier for each part, fitted to z of its training videos.
     """
 
     name: str
@@ -112,9 +113,10 @@ def _supervised() -> Iterator[Recipe]:
         yield Recipe(
             f"{data}-linear-probe",
             "a linear classifier on z of one frozen run, fitted to each official training split",
-            tuple(Part(p.name, p.test, p.train) for p in parts),
+            parts,
             "mean",
             "as trained (ALT)",
+            runs=tuple(f"probe of split {i}" for i in SPLITS),
             probe=True,
         )
 
@@ -142,7 +144,9 @@ def _zero_shot() -> Iterator[Recipe]:
         yield Recipe(
             f"{name.split('-')[0]}-ep2{'-5100' if '5100' in name else ''}",
             "zero-shot EP2: all classes, all videos"
-            + {"hmdb51-5100": " of split 1 (Open-VCLIP, FROSTER)", "hmdb51": " (Text4Vis, BIKE)"}.get(name, ""),
+            + {"hmdb51-5100": " of split 1 (Open-VCLIP, FROSTER)", "hmdb51": " (Text4Vis, BIKE)"}.get(
+                name, ""
+            ),
             (Part("all videos", lists),),
             "single",
             "8 to 32 frames, 1 x 1, 3 x 1 or 4 x 3",
@@ -169,7 +173,7 @@ def _zero_shot() -> Iterator[Recipe]:
 
 def _k600() -> Iterator[Recipe]:
     families = {
-        "vifi": ("ViFi-CLIP, OST, X-CLIP; mostly videos of the training folder", "32 frames, 1 x 1"),
+        "vifi": ("ViFi-CLIP, OST; mostly videos of the training folder", "32 frames, 1 x 1"),
         "text4vis": ("Text4Vis, BIKE", "8 to 32 frames, 1 x 1 or 4 x 3"),
         "open_vclip": ("Open-VCLIP, FROSTER; validation videos only", "8 frames of stride 16, 3 x 1"),
     }
@@ -188,11 +192,12 @@ def _k600() -> Iterator[Recipe]:
 def _few_shot() -> Iterator[Recipe]:
     for data, test in (("hmdb51", "hmdb51_test1"), ("ucf101", "ucf101_test1"), ("ssv2", "ssv2_test")):
         for shots in SHOTS:
-            part = Part("split 1", (test,), (f"{data}_few_shot_{shots}",), shots=shots)
+            on = "validation videos" if data == "ssv2" else "test split 1"
+            why = "" if data == "ssv2" else ", since the published training lists overlap with splits 2 and 3"
+            part = Part(on, (test,), (f"{data}_few_shot_{shots}",), shots=shots)
             yield Recipe(
                 f"{data}-few-shot-{shots}",
-                f"{shots} videos of each class from training split 1, tested on split 1 alone: the published "
-                "training lists overlap with test splits 2 and 3",
+                f"trained on {shots} videos of each class, tested on {on} alone{why}",
                 (part,),
                 "single",
                 "32 frames, 1 x 1",
@@ -203,7 +208,9 @@ def _few_shot() -> Iterator[Recipe]:
 def _base_to_novel() -> Iterator[Recipe]:
     for data in ("k400", "hmdb51", "ucf101", "ssv2"):
         parts = tuple(
-            Part(f"{half} s{i}", (f"{data}_{half}_test",), (f"{data}_base_train{i}",), None, i - 1, group=half)
+            Part(
+                f"{half} s{i}", (f"{data}_{half}_test",), (f"{data}_base_train{i}",), None, i - 1, group=half
+            )
             for half in ("base", "novel")
             for i in SPLITS
         )
