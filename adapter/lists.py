@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from adapter.config import AdapterError, did_you_mean, reason
+from adapter.config import AdapterError, reason
 from adapter.labels import clean_name, name_key
 
 _SUFFIX = re.compile(r"\.(avi|mp4|webm|mkv|mov|mpg|mpeg|m4v)$", re.IGNORECASE)
@@ -46,13 +46,6 @@ class Classes:
     names: tuple[str, ...]
     file: str
     sha256: str
-
-    def match(self, name: str) -> str:
-        """The name of this set that means the same class; none raises ``AdapterError``."""
-        found = {name_key(own): own for own in self.names}.get(name_key(name))
-        if found is None:
-            raise AdapterError(f"{self.file} has no class '{name}'{did_you_mean(name, self.names)}")
-        return found
 
 
 @dataclass(frozen=True)
@@ -87,7 +80,7 @@ def plain_path(video: str) -> str:
 
 def video_name(video: str) -> str:
     """The last part of ``plain_path``: what the lists of one data set agree on."""
-    return PurePosixPath(plain_path(video)).name
+    return plain_path(video).rsplit("/", 1)[-1]
 
 
 def keys(videos: Sequence[str], by_name: bool) -> list[str]:
@@ -343,8 +336,7 @@ def _published() -> dict[str, ListFile]:
             )
     vifi = "datasets_splits/ssv2_splits/validation.txt"
     add("ssv2_test", "ssv2", 24777, "splits/few_shot/ssv2_validation.txt", vifi)
-    vifi, text4vis = "datasets_splits/k400_splits/val.txt", "lists/k400/kinetics_video_val_se320.txt"
-    add("k400_test", "k400", None, "splits/supervised/k400_val.txt", vifi, text4vis)
+    add("k400_text4vis", "k400", 19796, "lists/k400/kinetics_video_val_se320.txt")
     return found
 
 

@@ -67,19 +67,23 @@ def tested(part: Part, lists: Lists) -> Tested:
     """Videos and candidates of a part; refuses a video listed twice, and one of training among them."""
     parts = [lists[name] for name in part.test]
     videos = [video for one in parts for video in one.videos]
-    first = parts[0].classes
-    spelling = {name: first.match(name) for one in parts for name in one.classes.names}
-    labels = [spelling[name] for one in parts for name in one.labels]
+    # The first list that names a class spells it.
+    spelling: dict[str, str] = {}
+    for one in parts:
+        for name in one.classes.names:
+            spelling.setdefault(name_key(name), name)
+    labels = [spelling[name_key(name)] for one in parts for name in one.labels]
     by_name = all(names_are_unique(one.videos) for one in parts)
     found = keys(videos, by_name)
     if twice := [key for key, n in Counter(found).items() if n > 1]:
         raise AdapterError(f"{' and '.join(part.test)} both list {len(twice)} videos, such as {twice[:3]}")
     for name in part.train:
         _check_training(part, lists[name], videos)
-    classes = first.names
+    classes = tuple(spelling.values())
     if part.draw:
         classes = tuple(classes[i] for i in drawn(part.draw, len(classes)))
-    kept = [i for i, label in enumerate(labels) if label in set(classes)]
+    candidates = set(classes)
+    kept = [i for i, label in enumerate(labels) if label in candidates]
     pick = lambda values: tuple(values[i] for i in kept)  # noqa: E731
     return Tested(pick(videos), pick(labels), classes, pick(found), by_name)
 

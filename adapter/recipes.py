@@ -27,7 +27,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Part:
-    """One evaluation: the videos of the lists ``test``, the classes of the first of them as candidates.
+    """One evaluation: the videos of the lists ``test`` among all their classes.
 
     None of the videos of ``train`` may be tested. ``shots`` is how many of each class they must hold (0: any).
     ``run`` is the place of its run among those that the recipe names. ``group`` is what its figure counts
@@ -83,13 +83,18 @@ def find(name: str) -> Recipe:
 
 
 def _supervised() -> Iterator[Recipe]:
-    yield Recipe(
-        "k400-supervised",
-        "Kinetics-400, validation videos; papers are not on equal videos, since links rot",
-        (Part("validation", ("k400_test",)),),
-        "single",
-        "16 or 32 frames, 3 x 1 (ALT); 4 x 3 (X-CLIP, ViFi-CLIP)",
-    )
+    lists = {
+        "": ("ViFi-CLIP's 19,877", ("k400_base_test", "k400_novel_test")),
+        "-text4vis": ("Text4Vis' 19,796", ("k400_text4vis",)),
+    }
+    for suffix, (whose, names) in lists.items():
+        yield Recipe(
+            f"k400-supervised{suffix}",
+            f"Kinetics-400, {whose} validation videos; links rot, so papers are not on equal videos",
+            (Part("validation", names),),
+            "single",
+            "16 or 32 frames, 3 x 1 (ALT); 4 x 3 (X-CLIP, ViFi-CLIP)",
+        )
     yield Recipe(
         "ssv2-supervised",
         "Something-Something v2, validation videos; no plain horizontal flip, templates without brackets",
