@@ -51,7 +51,7 @@ def calibration(
 
 
 def resampled(
-    parts: Sequence[tuple[Sequence[str], Bool[np.ndarray, " videos"]]], draws: int = DRAWS, seed: int = 0
+    parts: Sequence[tuple[Sequence[str], Bool[np.ndarray, " _"]]], draws: int = DRAWS, seed: int = 0
 ) -> Float64[np.ndarray, "draws parts"]:
     """Accuracy of every part on videos drawn with replacement; a part is its videos and which are right.
 
