@@ -73,24 +73,18 @@ class VideoList:
         }
 
 
-def plain_path(video: str) -> str:
-    """A video's path without the suffix of its container, with forward slashes."""
-    return _SUFFIX.sub("", video.replace("\\", "/"))
+def keys(videos: Iterable[str], by_name: bool) -> list[str]:
+    """What videos of several lists are compared by: their paths without the suffix of the container.
 
-
-def video_name(video: str) -> str:
-    """The last part of ``plain_path``: what the lists of one data set agree on."""
-    return plain_path(video).rsplit("/", 1)[-1]
-
-
-def keys(videos: Sequence[str], by_name: bool) -> list[str]:
-    """What videos of several lists are compared by: their names, or their paths where names repeat."""
-    return [video_name(video) if by_name else plain_path(video) for video in videos]
+    ``by_name`` takes the last part of it alone, which is what the lists of one data set agree on.
+    """
+    paths = [_SUFFIX.sub("", video.replace("\\", "/")) for video in videos]
+    return [path.rsplit("/", 1)[-1] for path in paths] if by_name else paths
 
 
 def names_are_unique(videos: Sequence[str]) -> bool:
-    """Whether no two videos have the same ``video_name``."""
-    return len({video_name(video) for video in videos}) == len(videos)
+    """Whether videos can be told apart by their names alone."""
+    return len(set(keys(videos, True))) == len(videos)
 
 
 def shared_videos(first: Sequence[str], second: Sequence[str]) -> list[str]:
@@ -217,7 +211,7 @@ def _check_rows(rows: Sequence[tuple[str, int]], classes: Classes, file: Path) -
             f"{file}: {len(beyond)} videos have classes that {classes.file} lacks (0 to "
             f"{len(classes.names) - 1}), such as {video}: {number}; it numbers another set of classes"
         )
-    count = Counter(plain_path(video) for video, _ in rows)
+    count = Counter(keys((video for video, _ in rows), False))
     if twice := [video for video, n in count.items() if n > 1]:
         raise AdapterError(
             f"{file} lists {len(twice)} videos twice, such as {twice[:3]}; every video counts once"
@@ -231,11 +225,8 @@ def _check_rows(rows: Sequence[tuple[str, int]], classes: Classes, file: Path) -
 
 
 def _check_order(rows: Sequence[tuple[str, int]], classes: Classes, file: Path) -> None:
-    wrong = [
-        (video, classes.names[number])
-        for video, number in rows
-        if name_key(classes.names[number]) not in name_key(video)
-    ]
+    said = [name_key(name) for name in classes.names]
+    wrong = [(video, classes.names[n]) for video, n in rows if said[n] not in name_key(video)]
     if wrong:
         video, name = wrong[0]
         raise AdapterError(

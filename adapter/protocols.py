@@ -35,7 +35,7 @@ Lists = Mapping[str, VideoList]
 
 
 @dataclass(frozen=True)
-class Tested:
+class PartVideos:
     """Videos of a part, each with its class; ``keys`` are what videos are compared by."""
 
     videos: tuple[str, ...]
@@ -59,11 +59,11 @@ def open_lists(recipe: Recipe, root: Path) -> dict[str, VideoList]:
     """All lists of a recipe, checked, so that nothing is scored before they are."""
     lists = {name: open_list(root, name, recipe.as_numbered) for name in recipe.lists()}
     for part in recipe.parts:
-        tested(part, lists)
+        part_videos(part, lists)
     return lists
 
 
-def tested(part: Part, lists: Lists) -> Tested:
+def part_videos(part: Part, lists: Lists) -> PartVideos:
     """Videos and candidates of a part; refuses a video listed twice, and one of training among them."""
     parts = [lists[name] for name in part.test]
     videos = [video for one in parts for video in one.videos]
@@ -72,7 +72,8 @@ def tested(part: Part, lists: Lists) -> Tested:
     for one in parts:
         for name in one.classes.names:
             spelling.setdefault(name_key(name), name)
-    labels = [spelling[name_key(name)] for one in parts for name in one.labels]
+    spelled = [{name: spelling[name_key(name)] for name in one.classes.names} for one in parts]
+    labels = [names[label] for one, names in zip(parts, spelled, strict=True) for label in one.labels]
     by_name = all(names_are_unique(one.videos) for one in parts)
     found = keys(videos, by_name)
     if twice := [key for key, n in Counter(found).items() if n > 1]:
@@ -85,7 +86,7 @@ def tested(part: Part, lists: Lists) -> Tested:
     candidates = set(classes)
     kept = [i for i, label in enumerate(labels) if label in candidates]
     pick = lambda values: tuple(values[i] for i in kept)  # noqa: E731
-    return Tested(pick(videos), pick(labels), classes, pick(found), by_name)
+    return PartVideos(pick(videos), pick(labels), classes, pick(found), by_name)
 
 
 def drawn(draw: Draw, n: int) -> list[int]:
@@ -170,7 +171,10 @@ def _evaluate(
     source = _source_classes(recipe, root)
     groups = [tables] if recipe.runs else [[table] for table in tables]
     return [
-        [_part(recipe, part, tested(part, lists), group[part.run], lists, source) for part in recipe.parts]
+        [
+            _part(recipe, part, part_videos(part, lists), group[part.run], lists, source)
+            for part in recipe.parts
+        ]
         for group in groups
     ]
 
@@ -204,33 +208,33 @@ def _source_classes(recipe: Recipe, root: Path) -> tuple[str, ...] | None:
 def _part(
     recipe: Recipe,
     part: Part,
-    tested: Tested,
+    listed: PartVideos,
     table: ScoreTable,
     lists: Lists,
     source: tuple[str, ...] | None,
 ) -> PartResult:
     if recipe.statistic == "harmonic" and part.group == "novel" and table.train_labels:
-        _check_novel(part, tested, table)
-    _refuse_trained(part, tested, table)
-    rows = table.rows(tested.keys, tested.by_name)
+        _check_novel(part, listed, table)
+    _refuse_trained(part, listed, table)
+    rows = table.rows(listed.keys, listed.by_name)
     kept = [i for i, row in enumerate(rows) if row is not None]
     if not kept:
         raise AdapterError(
-            f"{table.name} has none of the {len(rows)} videos of part {part.name}, such as {tested.videos[0]}; "
+            f"{table.name} has none of the {len(rows)} videos of part {part.name}, such as {listed.videos[0]}; "
             "their file names must be those of the lists"
         )
     if not recipe.as_numbered:
-        _check_known(part, tested, table, rows)
-    place = {name: i for i, name in enumerate(tested.classes)}
-    truth = np.array([place[tested.labels[i]] for i in kept], np.int64)
-    logits = table.scores[[row for row in rows if row is not None]][:, table.columns(tested.classes)]
-    videos = tuple(tested.keys[i] for i in kept)
+        _check_known(part, listed, table, rows)
+    place = {name: i for i, name in enumerate(listed.classes)}
+    truth = np.array([place[listed.labels[i]] for i in kept], np.int64)
+    logits = table.scores[[row for row in rows if row is not None]][:, table.columns(listed.classes)]
+    videos = tuple(listed.keys[i] for i in kept)
     scores = Scores(videos, truth, logits.astype(np.float32))
     figures = {
         "part": part.name,
         "run": table.name,
-        **_figures(scores, tested.classes, table.train_labels or source),
-        **_account(part, tested, table, rows, lists),
+        **_figures(scores, listed.classes, table.train_labels or source),
+        **_account(part, listed, table, rows, lists),
     }
     hits = ranks(scores.logits, truth) == 0
     lost = len(rows) - len(kept)
@@ -250,21 +254,21 @@ def _figures(scores: Scores, classes: Sequence[str], trained: Sequence[str] | No
 
 
 def _account(
-    part: Part, tested: Tested, table: ScoreTable, rows: Sequence[int | None], lists: Lists
+    part: Part, listed: PartVideos, table: ScoreTable, rows: Sequence[int | None], lists: Lists
 ) -> dict[str, Any]:
     """Which listed videos have no scores, and how the run's training videos compare with the list's."""
-    failed = dict(zip(keys(list(table.failed), tested.by_name), table.failed.values(), strict=True))
-    lost = [(tested.videos[i], tested.keys[i]) for i, row in enumerate(rows) if row is None]
+    failed = dict(zip(keys(list(table.failed), listed.by_name), table.failed.values(), strict=True))
+    lost = [(listed.videos[i], listed.keys[i]) for i, row in enumerate(rows) if row is None]
     found: dict[str, Any] = {
         "listed": len(rows),
         "missing": [video for video, key in lost if key not in failed],
         "failed": {video: failed[key] for video, key in lost if key in failed},
-        "candidates": [spaced_name(name) for name in tested.classes],
+        "candidates": [spaced_name(name) for name in listed.classes],
     }
     if part.train and table.trained_on:
-        listed = [video for name in part.train for video in lists[name].videos]
-        both = len(shared_videos(sorted(table.trained_on), listed))
-        found["training"] = {"listed": len(listed), "run": len(table.trained_on), "both": both}
+        train = [video for name in part.train for video in lists[name].videos]
+        both = len(shared_videos(sorted(table.trained_on), train))
+        found["training"] = {"listed": len(train), "run": len(table.trained_on), "both": both}
     return found
 
 
@@ -283,31 +287,31 @@ def _check_training(part: Part, train: VideoList, videos: Sequence[str]) -> None
         )
 
 
-def _check_novel(part: Part, tested: Tested, table: ScoreTable) -> None:
+def _check_novel(part: Part, listed: PartVideos, table: ScoreTable) -> None:
     trained = {name_key(name) for name in table.train_labels or ()}
-    if known := [name for name in tested.classes if name_key(name) in trained]:
+    if known := [name for name in listed.classes if name_key(name) in trained]:
         raise AdapterError(
             f"part {part.name}: {table.name} was trained on {len(known)} of the novel classes, such as "
             f"'{known[0]}'; train it on the base classes alone"
         )
 
 
-def _refuse_trained(part: Part, tested: Tested, table: ScoreTable) -> None:
-    if shared := shared_videos(sorted(table.trained_on), tested.videos):
+def _refuse_trained(part: Part, listed: PartVideos, table: ScoreTable) -> None:
+    if shared := shared_videos(sorted(table.trained_on), listed.videos):
         raise AdapterError(
-            f"part {part.name}: {len(shared)} of its {len(tested.videos)} videos trained {table.name} or chose "
+            f"part {part.name}: {len(shared)} of its {len(listed.videos)} videos trained {table.name} or chose "
             f"its epoch, such as {shared[:3]}; train it without them"
         )
 
 
-def _check_known(part: Part, tested: Tested, table: ScoreTable, rows: Sequence[int | None]) -> None:
+def _check_known(part: Part, listed: PartVideos, table: ScoreTable, rows: Sequence[int | None]) -> None:
     """The labels that came with the videos must not contradict the list: a check of the numbers of classes."""
-    candidates = {name_key(name) for name in tested.classes}
+    candidates = {name_key(name) for name in listed.classes}
     for i, row in enumerate(rows):
         label = None if row is None else table.known.get(table.video_ids[row])
-        if label and name_key(label) in candidates and name_key(label) != name_key(tested.labels[i]):
+        if label and name_key(label) in candidates and name_key(label) != name_key(listed.labels[i]):
             raise AdapterError(
-                f"part {part.name}: {tested.videos[i]} is '{tested.labels[i]}' by the list and '{label}' by the "
+                f"part {part.name}: {listed.videos[i]} is '{listed.labels[i]}' by the list and '{label}' by the "
                 "alignments; is the file of classes the one that was published with the list?"
             )
 

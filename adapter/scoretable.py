@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from adapter.artifact import read_scores
 from adapter.config import AdapterError, did_you_mean
 from adapter.labels import name_key
-from adapter.lists import keys, plain_path
+from adapter.lists import keys
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ScoreTable:
 
     def __post_init__(self) -> None:
         """Refuse what would score a video twice, or not at all."""
-        count = Counter(plain_path(video) for video in self.video_ids)
+        count = Counter(keys(self.video_ids, False))
         if twice := [video for video, n in count.items() if n > 1]:
             raise AdapterError(f"{self.name} scores {len(twice)} videos twice, such as {twice[:3]}")
         names = Counter(map(name_key, self.labels))

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from adapter.protocols import FIGURES, open_lists, tested
+from adapter.protocols import FIGURES, open_lists, part_videos
 from adapter.recipes import find
 
 Row = tuple[str, ...]
@@ -66,7 +66,7 @@ def recipe_json(name: str, root: Path | None = None) -> dict[str, Any]:
         lists = open_lists(recipe, root)
         found["lists"] = [listed.described() for listed in lists.values()]
         for entry, part in zip(found["parts"], recipe.parts, strict=True):
-            scored = tested(part, lists)
+            scored = part_videos(part, lists)
             entry |= {"videos": len(scored.videos), "classes": len(scored.classes)}
     return found
 

@@ -6,7 +6,7 @@ import pytest
 
 from adapter.config import AdapterError
 from adapter.labels import name_key, spaced_name
-from adapter.lists import CLASSES, LISTS, open_classes, open_list, read_classes, shared_videos, video_name
+from adapter.lists import CLASSES, LISTS, keys, open_classes, open_list, read_classes, shared_videos
 
 # Sizes as published (method.md 3, and the public repositories), repeated here by hand.
 SIZES = {
@@ -47,7 +47,7 @@ def test_official_videos_have_the_class_that_their_name_says(official):
     """HMDB51's published file of classes numbers four of them in another order than the lists do."""
     for name in ("hmdb51_test1", "hmdb51_train3", "hmdb51_base_test", "hmdb51_few_shot_8"):
         listed = official[name]
-        pairs = dict(zip(map(video_name, listed.videos), listed.labels, strict=True))
+        pairs = dict(zip(keys(listed.videos, True), listed.labels, strict=True))
         for video, label in pairs.items():
             for pair in (("kick_ball", "kick"), ("sword_exercise", "sword")):
                 said = [word for word in pair if re.search(rf"(?<!draw)_{word}_[fhlu]_", video)]
@@ -127,7 +127,7 @@ def test_forms_of_lines_and_of_class_files(own_mini):
     (root / "ucf101_val1.txt.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
     other = open_list(root, "ucf101_test1")
     assert other.labels == plain.labels
-    assert [video_name(v) for v in other.videos[:-1]] == [video_name(v) for v in plain.videos[:-1]]
+    assert keys(other.videos[:-1], True) == keys(plain.videos[:-1], True)
     assert other.videos[-1] == "v01 a 12_Typing_u_nm.avi"
     names = plain.classes.names
     for name, text in (
