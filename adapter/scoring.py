@@ -32,29 +32,25 @@ def score_run(
     labels: Path,
     device: str = "auto",
 ) -> list[ScoreTable]:
-    """Scores of a run for the listed videos, kept as ``scores-PROTOCOL.parquet`` in it.
-
-    One table, or one for each part where the recipe is a linear probe.
-    """
+    """Scores of a run for the listed videos: one table, or one for each part of a linear probe."""
     opened = open_all(run, alignments, labels, device)
     if recipe.probe:
         return [
             _probed(opened, part.name, lists[part.train[0]], lists[part.test[0]]) for part in recipe.parts
         ]
-    listed = list(dict.fromkeys(name for part in recipe.parts for name in part.test))
-    samples = [Sample(video, -1) for video in _aligned(opened, [lists[name] for name in listed])]
+    listed = [lists[name] for name in dict.fromkeys(name for part in recipe.parts for name in part.test)]
+    samples = [Sample(video, -1) for video in _aligned(opened, listed)]
     if not samples:
         raise AdapterError(
-            f"{alignments} holds none of the videos of {', '.join(listed)}, such as "
-            f"{lists[listed[0]].videos[0]}; their file names must be those of the lists"
+            f"{alignments} holds none of the videos of {', '.join(one.name for one in listed)}, such as "
+            f"{listed[0].videos[0]}; their file names must be those of the lists"
         )
+    own = opened.labels.labels
+    nothing = _table(opened, run.name, (), own, np.zeros((0, len(own))))
+    for one in listed:
+        nothing.columns(one.classes.names)  # Before the work, not after it.
     scores = score(opened, samples)
-    table = _table(opened, opened.run.path.name, scores.video_ids, opened.labels.labels, scores.logits)
-    write_table(
-        run / scores_name(recipe.name),
-        scores_table(table.video_ids, table.labels, table.scores.astype(np.float32)),
-    )
-    return [table]
+    return [_table(opened, run.name, scores.video_ids, own, scores.logits)]
 
 
 def run_and_keep(
@@ -68,17 +64,23 @@ def run_and_keep(
 ) -> dict[str, Any]:
     """Evaluate runs and files of scores by the protocol ``name`` on the lists below ``root``.
 
-    The result is stored in every run, and in ``out``. Lists are checked before anything is scored.
+    The result is stored in every run, with its scores (those of a probe are not kept), and in ``out``. Lists are
+    checked before anything is scored.
     """
     recipe = find(name)
     if out is not None and out.suffix != ".json":
         raise AdapterError(f"--out {out.name} ends in '{out.suffix}'; it must end in .json")
-    result = run_protocol(recipe, _tables(recipe, sources, root, alignments, labels, device), root)
+    tables = _tables(recipe, sources, root, alignments, labels, device)
+    result = run_protocol(recipe, tables, root)
     if out is not None:
         make_folder(out.parent)
         write_json(out, result)
-    for run in (source for source in sources if source.is_dir()):
-        write_json(run / protocol_name(name), result)
+    for i, run in enumerate(sources):
+        if run.is_dir() and not recipe.probe:
+            scores = tables[i].scores.astype(np.float32)
+            write_table(run / scores_name(name), scores_table(tables[i].video_ids, tables[i].labels, scores))
+        if run.is_dir():
+            write_json(run / protocol_name(name), result)
     return result
 
 
@@ -150,7 +152,7 @@ def _probed(opened: Opened, part: str, train: VideoList, test: VideoList) -> Sco
     probe: Probe = fit_probe(represent(opened, list(fitted)), y, list(fitted), len(classes))
     table = _table(
         opened,
-        f"probe of {opened.run.path.name}",
+        f"probe of {opened.run.path.name} for {part}",
         tuple(scored),
         tuple(classes),
         probe.logits(represent(opened, list(scored))),
