@@ -94,6 +94,16 @@ def test_published_few_shot_lists_leak_into_test_splits_2_and_3(official):
 
 
 @pytest.mark.parametrize(
+    ("data", "whole"), [("hmdb51", "hmdb51_test1"), ("ucf101", "ucf101_test1"), ("ssv2", "ssv2_test")]
+)
+def test_halves_number_their_classes_anew_and_name_them_alike(official, data, whole):
+    """Three lists and three files of classes, one class for every video."""
+    halves = [official[f"{data}_{half}_test"] for half in ("base", "novel")]
+    named = {v: name for half in halves for v, name in zip(half.videos, half.labels, strict=True)}
+    assert named == dict(zip(official[whole].videos, official[whole].labels, strict=True))
+
+
+@pytest.mark.parametrize(
     ("label", "spaced", "key"),
     [
         ("ApplyEyeMakeup", "Apply Eye Makeup", "applyeyemakeup"),
