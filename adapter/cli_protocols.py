@@ -57,6 +57,34 @@ def show_cli(
     typer.echo(json.dumps(recipe_json(name, lists)) if as_json else recipe_words(name, lists))
 
 
+@app.command("manifest")
+@friendly
+def manifest_cli(
+    name: Name,
+    lists: Lists,
+    out: Annotated[Path, typer.Option(help="File to write: .csv with path, label and split.")],
+    videos: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the videos, in any layout; without, paths are as listed.", show_default=False
+        ),
+    ] = None,
+    run: Annotated[int, typer.Option(help="Number of the run, where the protocol has several.")] = 1,
+) -> None:
+    """Write a protocol's videos for `aligner run --videos FILE`, with classes by name and splits.
+
+    Training videos get the split `train`, others `test`; a linear probe's, which are both by turns, none.
+    """
+    from adapter.manifests import write_manifest
+
+    found = write_manifest(name, lists, out, videos, run)
+    splits = ", ".join(f"{n} {split}" for split, n in found["splits"].items() if split)
+    typer.echo(f"{out}: {found['written']} videos{f' ({splits})' if splits else ''}")
+    if lost := found["missing"]:
+        more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+        typer.echo(f"  not there: {len(lost)}, {', '.join(lost[:5])}{more}", err=True)
+
+
 @app.command("run")
 @friendly
 def run_cli(

@@ -82,6 +82,11 @@ def keys(videos: Iterable[str], by_name: bool) -> list[str]:
     return [path.rsplit("/", 1)[-1] for path in paths] if by_name else paths
 
 
+def is_video(name: str) -> bool:
+    """Whether a file has the suffix of a container of videos."""
+    return _SUFFIX.search(name) is not None
+
+
 def names_are_unique(videos: Sequence[str]) -> bool:
     """Whether videos can be told apart by their names alone."""
     return len(set(keys(videos, True))) == len(videos)

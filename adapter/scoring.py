@@ -46,11 +46,11 @@ def score_run(
             f"{listed[0].videos[0]}; their file names must be those of the lists"
         )
     own = opened.labels.labels
-    nothing = _table(opened, run.name, (), own, np.zeros((0, len(own))))
+    nothing = _table(opened, run.resolve().name, (), own, np.zeros((0, len(own))))
     for one in listed:
         nothing.columns(one.classes.names)  # Before the work, not after it.
     scores = score(opened, samples)
-    return [_table(opened, run.name, scores.video_ids, own, scores.logits)]
+    return [_table(opened, run.resolve().name, scores.video_ids, own, scores.logits)]
 
 
 def run_and_keep(
@@ -152,7 +152,7 @@ def _probed(opened: Opened, part: str, train: VideoList, test: VideoList) -> Sco
     probe: Probe = fit_probe(represent(opened, list(fitted)), y, list(fitted), len(classes))
     table = _table(
         opened,
-        f"probe of {opened.run.path.name} for {part}",
+        f"probe of {opened.run.path.resolve().name} for {part}",
         tuple(scored),
         tuple(classes),
         probe.logits(represent(opened, list(scored))),

@@ -1,5 +1,6 @@
 """Miniature end to end: lists, alignments, a trained run, and the table of a protocol."""
 
+import csv
 import json
 
 import numpy as np
@@ -200,3 +201,36 @@ def test_models_are_compared_from_files(world, mini):
         and "first - second +0.00 points [0.0, 0.0]" in text
         and "McNemar p = 1 (0 against 0" in text
     )
+
+
+def test_manifests_of_protocols(tmp_path, mini):
+    out, folder = tmp_path / "m.csv", tmp_path / "videos"
+    for i in range(4):
+        for name in ("sword", "kick"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            (folder / name / mini.video(name, i).replace(".avi", ".mp4")).touch()
+    code, text = command(
+        "manifest", "hmdb51-base-to-novel", "--lists", mini.root, "--out", out, "--videos", folder, "--run", 2
+    )
+    assert code == 0 and "5 videos (4 test, 1 train)" in text and "not there: " in text
+    rows = list(csv.DictReader(out.open()))
+    # Run s2 trains on videos 3 to 18 of the base classes; kick is novel, so it is tested alone.
+    assert [(row["path"], row["label"], row["split"]) for row in rows] == [
+        ("sword/v03_sword_u_nm.mp4", "sword", "train"),
+        ("sword/v00_sword_u_nm.mp4", "sword", "test"),
+        ("sword/v01_sword_u_nm.mp4", "sword", "test"),
+        ("kick/v00_kick_u_nm.mp4", "kick", "test"),
+        ("kick/v01_kick_u_nm.mp4", "kick", "test"),
+    ]
+    code, text = command("manifest", "hmdb51-linear-probe", "--lists", mini.root, "--out", out)
+    rows = list(csv.DictReader(out.open()))
+    assert len(rows) == 120 and {row["split"] for row in rows} == {""} and "120 videos" in text
+    (folder / "sword" / "v00_kick_u_nm.avi").touch()
+    words = ["--lists", mini.root, "--out", out]
+    for more, match in (
+        (["--videos", folder], "have one listed name"),
+        (["--videos", mini.root], "holds none of the 24 listed videos"),
+        (["--run", 2], "--run is 2; hmdb51-few-shot-2 has runs 1 to 1"),
+    ):
+        code, text = command("manifest", "hmdb51-few-shot-2", *words, *more)
+        assert code == 1 and match in text
