@@ -126,6 +126,11 @@ def open_classes(root: Path, name: str) -> Classes:
     return read_classes(_find(root, CLASSES[name], f"classes of {name}"), root)
 
 
+def has_classes(root: Path, name: str) -> bool:
+    """Whether the file of classes ``name`` of ``CLASSES`` is below the folder ``root``."""
+    return _look(root, CLASSES[name]) is not None
+
+
 def read_classes(file: Path, root: Path | None = None) -> Classes:
     """Read names of classes: CSV ``id,name``, JSON ``{"0": name}`` or one name a line.
 
@@ -164,15 +169,22 @@ def _check_distinct(names: Sequence[str], what: str) -> None:
 
 
 def _find(root: Path, paths: Sequence[str], what: str) -> Path:
+    found = _look(root, paths)
+    if found is None:
+        raise AdapterError(
+            f"--lists {root} lacks the {what}: looked for {', '.join(paths)} (also with .gz); give the folder of a "
+            "copy of the public repository, or put the file there"
+        )
+    return found
+
+
+def _look(root: Path, paths: Sequence[str]) -> Path | None:
     # A copy may lie right in the folder, under the first name.
     for path in (*paths, PurePosixPath(paths[0]).name):
         for name in (path, f"{path}.gz"):
             if (root / name).is_file():
                 return root / name
-    raise AdapterError(
-        f"--lists {root} lacks the {what}: looked for {', '.join(paths)} (also with .gz); give the folder of a "
-        "copy of the public repository, or put the file there"
-    )
+    return None
 
 
 def _read(file: Path) -> bytes:

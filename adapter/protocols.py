@@ -20,6 +20,7 @@ from adapter.evaluate import Scores, harmonic_mean, ranks, softmax, summarise
 from adapter.labels import name_key, spaced_name
 from adapter.lists import (
     VideoList,
+    has_classes,
     keys,
     names_are_unique,
     open_classes,
@@ -123,7 +124,7 @@ def run_protocol(recipe: Recipe, tables: Sequence[ScoreTable], root: Path) -> di
         "parts": [result.figures for result in flat],
         "lists": files,
         "runs": [{"name": table.name, **table.about} for table in tables],
-        "notes": _notes(recipe, tables, files),
+        "notes": _notes(recipe, tables, files, root),
     }
 
 
@@ -197,12 +198,9 @@ def _check_runs(recipe: Recipe, tables: Sequence[ScoreTable]) -> None:
 
 
 def _source_classes(recipe: Recipe, root: Path) -> tuple[str, ...] | None:
-    if not recipe.source:
-        return None
-    try:
+    if recipe.source and has_classes(root, recipe.source):
         return open_classes(root, recipe.source).names
-    except AdapterError:
-        return None  # Only says which targets are seen, which the result then leaves open.
+    return None
 
 
 def _part(
@@ -364,7 +362,9 @@ def _paired(found: Sequence[tuple[PartResult, PartResult]]) -> dict[str, Any]:
     )
 
 
-def _notes(recipe: Recipe, tables: Sequence[ScoreTable], files: Sequence[Mapping[str, Any]]) -> list[str]:
+def _notes(
+    recipe: Recipe, tables: Sequence[ScoreTable], files: Sequence[Mapping[str, Any]], root: Path
+) -> list[str]:
     notes = [
         f"{file['name']} lists {file['videos']} videos, as published it has {file['published_videos']}"
         for file in files
@@ -372,6 +372,12 @@ def _notes(recipe: Recipe, tables: Sequence[ScoreTable], files: Sequence[Mapping
     ]
     if any(table.about.get("random_weights") for table in tables):
         notes.append("the vision-language model has random weights; these figures mean nothing")
+    unknown = [table.name for table in tables if table.train_labels is None]
+    if recipe.source and unknown and not has_classes(root, recipe.source):
+        notes.append(
+            f"seen and unseen classes are not told apart for {', '.join(unknown)}: the lists lack the classes of "
+            f"{recipe.source}"
+        )
     if recipe.as_numbered:
         notes.append("classes have the names that the published file gives to their numbers, errors included")
     return notes

@@ -220,6 +220,17 @@ def test_seen_and_unseen_classes(mini):
     assert "seen" not in few and "seen" not in few["per_class"][0]
 
 
+def test_unknown_training_classes_are_said(own_mini):
+    (own_mini.root / "labels/kinetics_400_labels.csv").unlink()
+    result = run_protocol(find("ucf101-ep2"), [scores_of(own_mini, "ucf101")], own_mini.root)
+    assert "seen" not in result["parts"][0]
+    assert result["notes"] == [
+        "ucf101_train1 lists 126 videos, as published it has 9537",
+        "ucf101_test1 lists 14 videos, as published it has 3783",
+        "seen and unseen classes are not told apart for model: the lists lack the classes of k400",
+    ]
+
+
 def test_training_videos_are_refused_in_the_test(own_mini):
     table = scores_of(own_mini, "hmdb51")
     trained = replace(table, trained_on=frozenset({f"train/{own_mini.video('kick', 1)[:-4]}.mp4", "z.mp4"}))
