@@ -15,7 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from adapter import __version__
@@ -30,6 +32,7 @@ WEIGHTS = "model.safetensors"
 LAST_WEIGHTS = "last.safetensors"
 METRICS = "metrics.jsonl"
 VIDEOS = "videos.parquet"
+VIDEO_ID = "video_id"
 MADE_BY = "adapter train --alignments DIR --labels DIR --out DIR"
 
 Kinds = Mapping[str, type | tuple[type, ...]]
@@ -44,6 +47,7 @@ ENTRIES: dict[str, Kinds] = {
 }
 _OF_A_RUN = re.compile(
     r"config\.json|(model|last)\.safetensors|metrics\.jsonl|videos\.parquet|eval-.+\.json|predictions-.+\.parquet"
+    r"|protocol-.+\.json|scores-.+\.parquet"
     r"|\..+\.\d+\.tmp"
 )
 
@@ -74,6 +78,38 @@ def evaluation_name(name: str) -> str:
 def predictions_name(name: str) -> str:
     """File of one evaluation's predictions inside a run."""
     return f"predictions-{name}.parquet"
+
+
+def protocol_name(name: str) -> str:
+    """File of one protocol's result inside a run."""
+    return f"protocol-{name}.json"
+
+
+def scores_name(name: str) -> str:
+    """File of the scores that a protocol's result was made from, inside a run."""
+    return f"scores-{name}.parquet"
+
+
+def scores_table(video_ids: Sequence[str], labels: Sequence[str], scores: np.ndarray) -> pa.Table:
+    """Scores of videos (rows) for classes (columns): ``video_id``, then a column of numbers for each label."""
+    return pa.table([list(video_ids), *scores.T], names=[VIDEO_ID, *labels])
+
+
+def read_scores(file: Path) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
+    """Video ids, labels and scores (videos, labels) of a file as ``scores_table`` is stored, or of such a CSV."""
+    mend = f"it needs a column {VIDEO_ID} and a column of numbers for each label"
+    if not file.is_file():
+        raise AdapterError(f"there is no file {file}; {mend}")
+    try:
+        table = pa_csv.read_csv(file) if file.suffix == ".csv" else pq.read_table(file)
+        videos = table[VIDEO_ID].cast(pa.string()).to_pylist()
+        labels = tuple(name for name in table.column_names if name != VIDEO_ID)
+        columns = [table[name].cast(pa.float64()).to_numpy() for name in labels]
+    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+        raise AdapterError(f"{file} holds no scores ({reason(error)}); {mend}") from error
+    if not labels or not videos:
+        raise AdapterError(f"{file} holds {len(videos)} videos and {len(labels)} labels; {mend}")
+    return tuple(videos), labels, np.stack(columns, axis=1)
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:

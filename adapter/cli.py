@@ -1,15 +1,15 @@
-"""The ``adapter`` command: train, eval, predict, explain; each makes a config and calls one function."""
+"""The ``adapter`` command: train, eval, predict, explain, protocol; each makes a config and calls one function."""
 
-import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from adapter import __version__
-from adapter.config import AdapterError, help_of, make_settings, parse_assignments, read_config
+from adapter.cli_protocols import app as protocol_app
+from adapter.config import help_of, make_settings, parse_assignments, read_config
+from adapter.options import friendly
 
 app = typer.Typer(
     name="adapter",
@@ -26,20 +26,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Blend = Annotated[
     float, typer.Option(help="Share of zero-shot CLIP's log-probabilities mixed in late, 0 to 1.")
 ]
-
-
-def friendly(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn what the user can mend (a full disk is one) into one line and exit code 1; bugs stay loud."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except (AdapterError, OSError) as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from None
-
-    return wrapped
 
 
 def _version(asked: bool) -> bool:
@@ -197,6 +183,8 @@ def explain_cli(
     explain_to_file(out, explanations)
     typer.echo(f"{out}: {len(explanations)} videos explained")
 
+
+app.add_typer(protocol_app, name="protocol")
 
 _NOT_SETTINGS = ("alignments", "labels", "out", "config", "assign", "force", "quiet", "as_json")
 

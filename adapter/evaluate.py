@@ -44,7 +44,7 @@ from adapter.dataset import (
     select,
     split_videos,
 )
-from adapter.labels import Labels, clean_name, open_labels
+from adapter.labels import Labels, name_key, open_labels
 from adapter.losses import average_views
 from adapter.model import VideoAdapter, mean_cls
 from adapter.train import choose_device, precision, seeded
@@ -65,9 +65,9 @@ class Opened:
     clip_scale: float
 
     def seen(self) -> Bool[np.ndarray, " classes"]:
-        """Which labels of the set the run was trained on, by cleaned name."""
-        trained = {clean_name(label) for label in self.run.train_labels}
-        return np.array([clean_name(label) in trained for label in self.labels.labels])
+        """Which labels of the set the run was trained on, by ``name_key``."""
+        trained = {name_key(label) for label in self.run.train_labels}
+        return np.array([name_key(label) in trained for label in self.labels.labels])
 
 
 @dataclass(frozen=True)

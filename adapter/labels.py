@@ -21,6 +21,7 @@ MADE_BY = "corpus-builder labels --labels FILE --model NAME --pretrained TAG --o
 # "applyEye" -> "apply Eye"; "TVShow" -> "TV Show", while "DVDs" stays whole.
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z](?!s\b)[a-z])")
 _SEPARATORS = re.compile(r"[\s_\-/]+")
+_NO_WORD = re.compile(r"[\W_]+")
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,23 @@ class Labels:
         )
 
 
+def spaced_name(label: str) -> str:
+    """``ApplyEyeMakeup`` and ``Apply_Eye-Makeup`` -> ``Apply Eye Makeup``."""
+    spaced = _SEPARATORS.sub(" ", label)
+    return _SEPARATORS.sub(" ", _CAMEL.sub(" ", spaced)).strip()
+
+
 def clean_name(label: str) -> str:
     """``ApplyEyeMakeup`` and ``apply_eye-makeup`` -> ``apply eye makeup``, as the corpus builder cleans."""
-    spaced = _SEPARATORS.sub(" ", label)
-    return _SEPARATORS.sub(" ", _CAMEL.sub(" ", spaced)).strip().lower()
+    return spaced_name(label).lower()
+
+
+def name_key(label: str) -> str:
+    """Letters and digits of a label in lower case: ``Pull-Ups``, ``pull ups`` and ``pullups`` are one class.
+
+    Data sets space their names differently, so label sets are compared by this key.
+    """
+    return _NO_WORD.sub("", label).lower()
 
 
 def open_labels(path: Path, model: Mapping[str, Any] | None = None, needs: str = "the alignments") -> Labels:

@@ -312,3 +312,116 @@ def trained(tmp_path_factory, learnable, label_set) -> Path:
     settings = make_settings({"blocks": 1, "epochs": 12, "lr": 2e-3, "batch_size": 8, "device": "cpu"})
     train(learnable, label_set, out, settings)
     return out
+
+
+# ------------------------------------------------------------------ official lists in miniature
+
+# Class names in the order of the published files: HMDB51's is not alphabetical, though its lists are.
+MINI_CLASSES = {
+    "hmdb51": ["brush hair", "kick ball", "kick", "pushup", "sword exercise", "sword"],
+    "ucf101": ["ApplyEyeMakeup", "Archery", "PullUps", "Shotput", "YoYo", "Biking", "Typing"],
+    "ssv2": ["Pouring something", "Pushing something so that it spins", "Holding something", "Poking it"],
+    "k400": ["archery", "pull ups", "shot put", "push up", "yodeling", "abseiling", "yoga", "zumba"],
+}
+MINI_BASE = {"hmdb51": [5, 4, 3], "ucf101": [6, 1, 3, 0], "ssv2": [3, 0], "k400": [7, 0, 5, 2]}
+PER_CLASS, TESTED = 20, 2
+
+
+FULL = {"hmdb51": "hmdb_51", "ucf101": "ucf_101", "ssv2": "ssv2", "k400": "kinetics_400"}
+SHORT = {"hmdb51": "hmdb", "ucf101": "ucf", "ssv2": "ssv2", "k400": "k400"}
+
+
+def class_file(names):
+    return "id,name\n" + "".join(f"{i},{name}\n" for i, name in enumerate(names))
+
+
+def list_file(names, places, alphabetical=False, frames=False):
+    lines = []
+    for number, name in enumerate(sorted(names) if alphabetical else names):
+        for i in places:
+            video = mini_video(name, i)
+            lines.append(f"folder/{video[:-4]} 99 {number}" if frames else f"{video} {number}")
+    return "\n".join(lines) + "\n"
+
+
+def mini_files():
+    """Label and list files in miniature, ``{path: text}``, laid out and numbered as the published ones."""
+    files = {}
+    for data, names in MINI_CLASSES.items():
+        files |= mini_data(data, names)
+    everything = range(PER_CLASS)
+    files["lists/hmdb51/hmdb_full_for_zeroshot.txt"] = list_file(
+        MINI_CLASSES["hmdb51"], everything, True, True
+    )
+    files["splits/few_shot/ssv2_validation.txt"] = list_file(MINI_CLASSES["ssv2"], range(TESTED))
+    files["lists/k400/kinetics_video_val_se320.txt"] = list_file(MINI_CLASSES["k400"], range(TESTED + 1))
+    for i in (1, 2, 3):
+        own = [f"new deed {c}" for c in range(i, i + 4)]
+        files[f"labels/ZS_split{i}_K600.csv"] = class_file(own)
+        numbers = json.dumps({str(c): name for c, name in enumerate(own)})
+        files[f"zs_label_db/k600_split{i}/k600-openset-index2cls.json"] = numbers
+        files[f"splits/zero_shot/k600_ZS_split{i}_eval.txt"] = list_file(own, range(i, i + 2))
+        files[f"lists/k600/test_split{i}_exist.txt"] = list_file(own, range(i, i + 3))
+        rows = [f"val/{name.replace(' ', '_')}/{mini_video(name, 9)},{c}" for c, name in enumerate(own)]
+        files[f"zs_label_db/k600_split{i}/test.csv"] = "\n".join(rows) + "\n"
+    return files
+
+
+def mini_data(data, names):
+    """Files of one data set: class i's videos 2i - 2 and 2i - 1 are test split i, the others train it."""
+    files = {f"labels/{FULL[data]}_labels.csv": class_file(names)}
+    alphabetical, short = data == "hmdb51", SHORT[data]
+    test = {i: range(TESTED * (i - 1), TESTED * i) for i in (1, 2, 3)}
+    train = {i: [v for v in range(PER_CLASS) if v not in test[i]] for i in test}
+    halves = {"base": [names[c] for c in MINI_BASE[data]]}
+    halves["novel"] = [name for name in reversed(names) if name not in halves["base"]]
+    for word, own in halves.items():
+        stem = "ssv2_174" if data == "ssv2" else FULL[data]
+        files[f"labels/{stem}_{word}_labels.csv"] = class_file(own)
+        files[f"splits/base_to_novel/{short}_{word}_val.txt"] = list_file(own, test[1], alphabetical)
+    for shots in (2, 4, 8, 16):
+        path = f"splits/few_shot/{data}_train1_few_shot_{shots}.txt"
+        files[path] = list_file(names, train[1][:shots], alphabetical)
+    for i in test:
+        path = f"splits/base_to_novel/{short}_fs_base_s{i}_train.txt"
+        files[path] = list_file(halves["base"], train[1][i - 1 :][:16], alphabetical)
+        if data in ("hmdb51", "ucf101"):
+            files[f"splits/zero_shot/{data}_val{i}.txt"] = list_file(names, test[i], alphabetical)
+            path = f"splits/ucf101_hmdb51_train/{data}_train_rgb_split_{i}.txt"
+            files[path] = list_file(names, train[i], alphabetical, frames=True)
+    return files
+
+
+def mini_video(name, i):
+    """File name of the i-th video of a class; it holds the class, as those of HMDB51 and UCF101 do."""
+    return f"v{i:02d}_{name.replace(' ', '_')}_u_nm.avi"
+
+
+@dataclass
+class MiniLists:
+    """A folder of miniature lists, and what its makers know: classes and videos by number."""
+
+    root: Path
+    classes: dict = field(default_factory=lambda: MINI_CLASSES)
+    base: dict = field(default_factory=lambda: MINI_BASE)
+    per_class: int = PER_CLASS
+    tested: int = TESTED
+    video = staticmethod(mini_video)
+
+
+def write_mini_lists(root):
+    for path, text in mini_files().items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    return MiniLists(root)
+
+
+@pytest.fixture(scope="session")
+def mini(tmp_path_factory) -> MiniLists:
+    return write_mini_lists(tmp_path_factory.mktemp("lists"))
+
+
+@pytest.fixture
+def own_mini(tmp_path) -> MiniLists:
+    """Miniature lists that a test may change."""
+    return write_mini_lists(tmp_path / "lists")
