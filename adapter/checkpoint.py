@@ -32,7 +32,8 @@ def load_model(run: Run, device: torch.device) -> VideoAdapter:
     shape = Shape(run.manifest["dim"], run.manifest["frames"])
     try:
         with torch.random.fork_rng(devices=[]):
-            model = build_model(make_settings(run.config).model, shape)
+            # A run of a version without variants has its form spelled out, and old defaults for the rest.
+            model = build_model(make_settings({"variant": "none", **run.config}).model, shape)
     except AdapterError as error:
         raise AdapterError(f"{run.path / CONFIG}: {error}; {train_again(run.path)}") from error
     try:
