@@ -8,6 +8,7 @@ Notation: b videos, t frames, s tokens of a frame (cls at 0, then regions), q qu
 dimension.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
@@ -614,7 +615,7 @@ class VideoAdapter(nn.Module):
 
     def inputs(
         self, batch: Batch, entities: Float[Tensor, "entities d"], labels: Float[Tensor, "classes d"]
-    ) -> tuple[Batch, Float[Tensor, "entities d"]]:
+    ) -> tuple[Batch, Float[Tensor, "used d"]]:
         """What the encoder reads: the alignments and their corpus, or with ``entities=labels`` the labels as one."""
         return (aligned_to_labels(batch, labels), labels) if self.label_entities else (batch, entities)
 
@@ -645,6 +646,23 @@ def build_model(config: ModelConfig, shape: Shape) -> VideoAdapter:
 def count_parameters(model: nn.Module) -> int:
     """Trainable numbers of a model."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def parameters_by_part(model: VideoAdapter) -> dict[str, int]:
+    """Trainable numbers by part of the model, the same parts of all blocks together; they sum to all of them."""
+    counts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            counts[_part(name)] += parameter.numel()
+    return dict(counts)
+
+
+def _part(name: str) -> str:
+    words = name.removeprefix("encoder.").split(".")
+    inside = words[2] if words[0] in ("blocks", "layers") else words[0]
+    names = {"conv": "convolution", "ffn": "feed_forward", "ffn_self": "feed_forward", "log_scale": "scales"}
+    names |= dict.fromkeys(("norm", "norm_self", "norm_cross", "norm_keys"), "norms")
+    return names.get(inside, inside)
 
 
 def _sizes(config: ModelConfig, dim: int) -> tuple[int, int]:
