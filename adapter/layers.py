@@ -10,6 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+# Numbers that codes of place and time are projected from: sines and cosines at these octaves, and a size.
+GEOMETRY_OCTAVES, TIME_OCTAVES = 4, 6
+GEOMETRY_FEATURES, TIME_FEATURES = 4 * GEOMETRY_OCTAVES + 1, 2 * TIME_OCTAVES
+
 
 def mlp(dim_in: int, dim_out: int, ratio: int = 1) -> nn.Sequential:
     """LayerNorm, then two linear layers, ``ratio * dim_out`` between them.
@@ -136,25 +140,24 @@ def log_size(area: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
 class GeometryCode(nn.Module):
     """Centroid as Fourier features and log area, projected to the width."""
 
-    def __init__(self, width: int, octaves: int = 4) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.octaves = octaves
-        self.project = nn.Linear(4 * octaves + 1, width)
+        self.project = nn.Linear(GEOMETRY_FEATURES, width)
 
     def forward(self, geometry: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch w"]:
         """Code of (centroid x, centroid y, area share)."""
         size = log_size(geometry[..., 2]).unsqueeze(-1)
-        return self.project(torch.cat([fourier(geometry[..., :2], self.octaves), size], dim=-1))
+        return self.project(torch.cat([fourier(geometry[..., :2], GEOMETRY_OCTAVES), size], dim=-1))
 
 
 class TimeCode(nn.Module):
     """A frame's place among the sampled frames, as normed Fourier features about as large as the tokens."""
 
-    def __init__(self, frames: int, width: int, octaves: int = 6) -> None:
+    def __init__(self, frames: int, width: int) -> None:
         super().__init__()
         place = torch.linspace(0, 1, frames).unsqueeze(-1)
-        self.register_buffer("features", fourier(place, octaves), persistent=False)
-        self.project = nn.Sequential(nn.Linear(2 * octaves, width), nn.LayerNorm(width))
+        self.register_buffer("features", fourier(place, TIME_OCTAVES), persistent=False)
+        self.project = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.LayerNorm(width))
 
     def forward(self) -> Float[Tensor, "t w"]:
         """One code a frame."""

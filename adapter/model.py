@@ -10,6 +10,7 @@ dimension.
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -170,9 +171,10 @@ class CachedScores(nn.Module):
         return batch.topk_score
 
 
-def full_precision(device: torch.device) -> torch.autocast:
+def full_precision(device: torch.device) -> AbstractContextManager:
     """Cosines that decide an alignment are not rounded to bfloat16."""
-    return torch.autocast(device.type, enabled=False)
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def aligned_to_labels(batch: Batch, labels: Float[Tensor, "classes d"]) -> Batch:
@@ -665,7 +667,8 @@ def _part(name: str) -> str:
     return names.get(inside, inside)
 
 
-def _sizes(config: ModelConfig, dim: int) -> tuple[int, int]:
+def block_sizes(config: ModelConfig, dim: int) -> tuple[int, int]:
+    """Width of the blocks and number of heads."""
     width = config.width or dim
     heads = config.heads or max(2, width // 64)
     if width % heads:
@@ -674,7 +677,7 @@ def _sizes(config: ModelConfig, dim: int) -> tuple[int, int]:
 
 
 def _alt(config: ModelConfig, shape: Shape) -> AltEncoder:
-    width, heads = _sizes(config, shape.dim)
+    width, heads = block_sizes(config, shape.dim)
     blocks = [Block(width, heads, config) for _ in range(config.blocks)]
     return AltEncoder(
         _identities(config),
@@ -726,18 +729,23 @@ def _time(config: ModelConfig, shape: Shape, width: int) -> nn.Module:
     return codes[config.time_codes](shape.frames, width)
 
 
-def _temporal(config: ModelConfig, shape: Shape) -> TemporalEncoder:
-    width, heads = _sizes(config, shape.dim)
-
-    def encoder(layers: int) -> TemporalEncoder:
-        stack: list[nn.Module] = [
-            TemporalLayer(width, heads, config.ffn_ratio, config.dropout) for _ in range(layers)
-        ]
-        # The same code of time as ALT's default, always: a small learned one would read order worse.
-        time = TimeCode(shape.frames, width)
-        return TemporalEncoder(mlp(shape.dim, width), time, stack, mlp(width, shape.dim))
-
-    # As many layers as bring the baseline nearest to the size of the ALT model of the same config.
+def temporal_layers(config: ModelConfig, shape: Shape) -> int:
+    """As many layers as bring the baseline nearest to the size of the ALT model of the same config."""
     with torch.device("meta"):
-        target, none, one = (count_parameters(m) for m in (_alt(config, shape), encoder(0), encoder(1)))
-    return encoder(max(1, round((target - none) / (one - none))))
+        models = _alt(config, shape), _temporal_encoder(config, shape, 0), _temporal_encoder(config, shape, 1)
+    target, none, one = map(count_parameters, models)
+    return max(1, round((target - none) / (one - none)))
+
+
+def _temporal(config: ModelConfig, shape: Shape) -> TemporalEncoder:
+    return _temporal_encoder(config, shape, temporal_layers(config, shape))
+
+
+def _temporal_encoder(config: ModelConfig, shape: Shape, layers: int) -> TemporalEncoder:
+    width, heads = block_sizes(config, shape.dim)
+    stack: list[nn.Module] = [
+        TemporalLayer(width, heads, config.ffn_ratio, config.dropout) for _ in range(layers)
+    ]
+    # The same code of time as ALT's default, always: a small learned one would read order worse.
+    time = TimeCode(shape.frames, width)
+    return TemporalEncoder(mlp(shape.dim, width), time, stack, mlp(width, shape.dim))
