@@ -1,4 +1,4 @@
-"""The ``adapter`` command: train, eval, predict, explain; each makes a config and calls one function."""
+"""The ``adapter`` command: train, eval, predict, explain, describe; each makes a config and calls one function."""
 
 import functools
 import json
@@ -74,6 +74,7 @@ def train_cli(
     labels: LabelSet,
     out: Annotated[Path, typer.Option(help="Folder of the new run.")],
     recipe: str | None = _knob("recipe"),
+    variant: str | None = _knob("variant"),
     model: str | None = _knob("model"),
     queries: str | None = _knob("queries"),
     identities: str | None = _knob("identities"),
@@ -106,7 +107,7 @@ def train_cli(
 ) -> None:
     """Train a model on cached alignments.
 
-    Order of precedence: recipe, then --config, then --set, then the other options. The validation split
+    Order of precedence: recipe, then variant, then --config, then --set, then the other options. The validation split
     chooses the epoch (part of the training split is held out without one); the test split is never read.
     """
     given = {k: v for k, v in locals().items() if k not in _NOT_SETTINGS and v is not None}
@@ -197,6 +198,51 @@ def explain_cli(
     typer.echo(f"{out}: {len(explanations)} videos explained")
 
 
+@app.command("describe")
+@friendly
+def describe_cli(
+    run: Annotated[
+        Path | None, typer.Argument(help="Run folder; without one, the form that the options name.")
+    ] = None,
+    alignments: Annotated[
+        Path | None,
+        typer.Option(help="Alignments folder: takes frames, regions, merging and entities from it."),
+    ] = None,
+    variant: str | None = _knob("variant"),
+    blocks: int | None = _knob("blocks"),
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other option of the model, NAME=VALUE; repeatable.")
+    ] = None,
+    tower: Annotated[
+        str | None, typer.Option(help="Encoder: ViT-B-16, ViT-L-14 ... or WIDTH,LAYERS,PATCH,IMAGE,DIM.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of a view; default 8.")] = None,
+    merge: Annotated[int | None, typer.Option(help="Token pairs merged in every block; default 8.")] = None,
+    entities: Annotated[
+        int | None, typer.Option(help="Entities that a token is compared with; default 10,000.")
+    ] = None,
+    views: Annotated[int, typer.Option(help="Views of a video: clips times crops.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Print the parameters of a model by part, and GMACs per view (the papers' "GFLOPs") times views.
+
+    The cost is that of the whole method on a video: encoder with merging, alignment, adapter. On cached
+    alignments only the adapter's share is paid again.
+    """
+    form = {"variant": variant, "blocks": blocks, **parse_assignments(assign or [])}
+    chosen = {name: value for name, value in form.items() if value is not None}
+    if run and chosen:
+        raise AdapterError(f"{run.name} has its own form; leave out RUN, or {', '.join(chosen)}")
+    config = None if run else make_settings(chosen).model
+    from adapter.describe import describe
+
+    given = {"tower": tower, "frames": frames, "merge": merge, "entities": entities}
+    described = describe(config, run, alignments, views, given)
+    typer.echo(
+        json.dumps(described.to_json(), sort_keys=True) if as_json else _describe_words(described.to_json())
+    )
+
+
 _NOT_SETTINGS = ("alignments", "labels", "out", "config", "assign", "force", "quiet", "as_json")
 
 
@@ -251,6 +297,24 @@ def _eval_words(result: dict[str, Any]) -> str:
             f"  warning: {result['n_trained_on']} of these videos trained the model or chose its epoch"
         )
     return "\n".join(lines + _random_note(result["random_weights"]))
+
+
+def _describe_words(found: dict[str, Any]) -> str:
+    at, parts, macs = found["setting"], found["parameters"], found["macs_per_view"]
+    form = (
+        f"{found['model']['model']}, variant {found['model']['variant']}, {found['model']['blocks']} blocks"
+    )
+    where = f"{at['tower'] or 'unknown tower'}, {at['frames']} frames of {at['tokens']} tokens"
+    lines = [f"{form}; {where}, {at['entities']:,} entities", "parameters, M"]
+    lines += [f"  {name.replace('_', ' '):<18}{n / 1e6:9.3f}" for name, n in parts.items()]
+    lines.append("GMACs per view")
+    lines += [
+        f"  {name:<18}" + ("  unknown: --tower tells" if n is None else f"{n / 1e9:9.3f}")
+        for name, n in macs.items()
+    ]
+    return "\n".join(
+        [*lines, f"{macs['total'] / 1e9:.1f} x {at['views']} views = {found['macs'] / 1e9:.1f} GMACs"]
+    )
 
 
 def _left_out(counts: dict[str, int]) -> str:
