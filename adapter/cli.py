@@ -188,13 +188,39 @@ def explain_cli(
     attention: Annotated[
         bool, typer.Option("--attention", help="Add the cross-attention on each frame's tokens.")
     ] = False,
+    split: Annotated[str | None, typer.Option(help="Only videos of this split. Default: all.")] = None,
+    regions: Annotated[
+        bool,
+        typer.Option("--regions", help="Leave out every region on its own, too (slow for many regions)."),
+    ] = False,
+    deletion: Annotated[
+        bool,
+        typer.Option(
+            "--deletion",
+            help="Instead, test the attributions: leave out the k parts that each ranks first, and k random ones.",
+        ),
+    ] = False,
     device: Device = "auto",
 ) -> None:
-    """Say which entities carried each prediction, by leaving each out and measuring the logit."""
-    from adapter.explain import explain, explain_to_file
+    """Say which entities, frames and regions carried each prediction, by leaving each out.
 
-    explanations = explain(run, alignments, labels, video, max_videos, max_entities, attention, device)
+    The effect of a part is how far the predicted class's logit falls without it. --attention adds where the
+    model looked, which need not be what mattered; --deletion measures how far either can be trusted.
+    """
+    from adapter.deletion import deletion_test
+    from adapter.explain import explain, explain_to_file, write_explanation
+
+    if deletion:
+        test = deletion_test(run, alignments, labels, video, split, max_videos, device).to_json()
+        write_explanation(out, test)
+        typer.echo(_deletion_words(test))
+        return
+    explanations = explain(
+        run, alignments, labels, video, max_videos, max_entities, attention, device, split, regions
+    )
     explain_to_file(out, explanations)
+    for explanation in explanations[:_SHOWN]:
+        typer.echo(_explanation_words(explanation))
     typer.echo(f"{out}: {len(explanations)} videos explained")
 
 
@@ -243,6 +269,7 @@ def describe_cli(
     )
 
 
+_SHOWN = 20  # explanations printed; the file holds them all
 _NOT_SETTINGS = ("alignments", "labels", "out", "config", "assign", "force", "quiet", "as_json")
 
 
@@ -297,6 +324,31 @@ def _eval_words(result: dict[str, Any]) -> str:
             f"  warning: {result['n_trained_on']} of these videos trained the model or chose its epoch"
         )
     return "\n".join(lines + _random_note(result["random_weights"]))
+
+
+def _explanation_words(found: Any) -> str:
+    entities = ", ".join(f"{entity.name} {entity.effect:+.1f}" for entity in found.entities[:5])
+    frames = sorted(enumerate(found.frame_effects), key=lambda pair: -pair[1])[:3]
+    words = f"{found.video_id}: {found.predicted} ({found.probability:.0%}); {entities or 'no entities'}"
+    return words + "".join(
+        f"{'; frames ' if i == 0 else ', '}{f} {e:+.1f}" for i, (f, e) in enumerate(frames)
+    )
+
+
+def _deletion_words(test: dict[str, Any]) -> str:
+    lines = [
+        f"{test['videos']} videos; probability of the predicted class without the top k parts and without k random "
+        f"ones (mean of {test['draws']} draws)",
+        f"{'left out':<12}{'by':<15}{'n':>5}{'whole':>8}{'top':>8}{'random':>8}{'regions':>9}  more than random",
+    ]
+    for row in test["rows"]:
+        low, high = row["interval"]
+        alike = "" if row["same_size"] is None else f"{row['same_size']:.3f}"
+        lines.append(
+            f"{row['k']} {row['parts']:<10}{row['attribution']:<15}{row['n']:>5}{row['whole']:>8.3f}{row['top']:>8.3f}"
+            f"{row['random']:>8.3f}{alike:>9}  {row['gain']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        )
+    return "\n".join(lines + _random_note(test["random_weights"]))
 
 
 def _describe_words(found: dict[str, Any]) -> str:

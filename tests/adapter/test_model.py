@@ -340,6 +340,22 @@ def test_masked_regions_do_not_matter(form):
     torch.testing.assert_close(encode(model, padded).z, expected)
 
 
+@pytest.mark.parametrize("form", [*FORMS, {"model": "mean_pool"}], ids=str)
+def test_a_frame_that_is_left_out_does_not_matter(form):
+    model, batch = make_model(**form), make_batch()
+    batch.mask[:, 2] = False
+    junk = replace(
+        batch,
+        embeddings=torch.where(batch.mask[..., None], batch.embeddings, 7.0),
+        topk_entity=torch.where(batch.mask[..., None], batch.topk_entity, 0),
+        topk_score=torch.where(batch.mask[..., None], batch.topk_score, 9.0),
+        geometry=torch.where(batch.mask[..., None], batch.geometry, 0.3),
+    )
+    left_out = encode(model, batch).z
+    assert left_out.isfinite().all()
+    torch.testing.assert_close(encode(model, junk).z, left_out)
+
+
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_the_order_of_regions_within_a_frame_does_not_matter(form):
     model, batch = make_model(**form), make_batch()
