@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from adapter import __version__
-from adapter.config import AdapterError, help_of, make_settings, parse_assignments, read_config
+from adapter.config import AdapterError, combine, help_of, make_settings, parse_assignments, read_config
 
 app = typer.Typer(
     name="adapter",
@@ -111,9 +111,8 @@ def train_cli(
     chooses the epoch (part of the training split is held out without one); the test split is never read.
     """
     given = {k: v for k, v in locals().items() if k not in _NOT_SETTINGS and v is not None}
-    settings = make_settings(
-        {**(read_config(config) if config else {}), **parse_assignments(assign or []), **given}
-    )
+    options = {**parse_assignments(assign or []), **given}
+    settings = make_settings(combine(read_config(config), options) if config else options)
     from adapter.train import train
 
     report = train(alignments, labels, out, settings, force, None if quiet or as_json else _echo_epoch)

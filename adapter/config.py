@@ -339,6 +339,21 @@ def read_config(path: Path) -> dict[str, Any]:
     return values
 
 
+def combine(file: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a ``--config`` file under those of the command line.
+
+    A run's config spells every option out, so that another variant beside it would change its name and nothing else:
+    that is refused.
+    """
+    variant = options.get("variant", file.get("variant"))
+    if variant != file.get("variant") and file.keys() >= _MODEL_NAMES - {"variant"}:
+        raise AdapterError(
+            f"--config spells out a whole form, which beats variant {variant}; leave out one of the two, or set the "
+            "options that are to differ"
+        )
+    return {**file, **options}
+
+
 def parse_assignments(pairs: Iterable[str]) -> dict[str, str]:
     """``["blocks=2"]`` -> ``{"blocks": "2"}``; types are settled by ``make_settings``."""
     values = {}

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from adapter.config import AdapterError, ModelConfig, make_settings, parse_assignments, read_config
+from adapter.config import AdapterError, ModelConfig, combine, make_settings, parse_assignments, read_config
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,16 @@ def test_the_papers_tables_differ_from_its_form_by_their_rows_alone():
     assert differences("paper-cls") == {"align": "cls", "context": "cls"}
     for parts in ("sa", "ca", "sa+ca", "ca+conv"):
         assert differences(f"paper-{parts}") == {"components": parts}
+
+
+def test_a_variant_is_not_put_beside_a_whole_form():
+    whole = make_settings({"variant": "paper-cls"}).flat()
+    assert make_settings(combine(whole, {"blocks": 2, "variant": "paper-cls"})).model.align == "cls"
+    with pytest.raises(
+        AdapterError, match="spells out a whole form, which beats variant paper; leave out one"
+    ):
+        combine(whole, {"variant": "paper"})
+    assert make_settings(combine({"lr": 1.0}, {"variant": "paper"})).model.conv == "dense"
 
 
 def test_time_codes_may_still_be_switched_on_and_off():
