@@ -153,7 +153,7 @@ class ModelConfig:
         low=1e-6,
     )
     learn_scale: bool = option(
-        False, "Learn the factor; it is then the only thing the straight-through gradient reaches."
+        False, "Learn the factor; beside rematch it is all that the straight-through gradient reaches."
     )
     tau: float = option(1.0, "Temperature of the alignment's softmax.", low=1e-6)
     components: str = option(

@@ -112,8 +112,8 @@ class Alignment(nn.Module):
 
     A = softmax((scale * cos + gamma) / tau), gamma ~ Gumbel(0, 1); the forward value is the entity at A's
     maximum, the gradient is that of the soft mixture A S. The softmax runs over the k cached entities, not
-    the whole corpus. In a frozen cache nothing upstream learns unless ``learn_scale``; the noise then still
-    swaps near-equal entities, an augmentation of the queries.
+    the whole corpus. In a frozen cache nothing upstream learns but a ``learn_scale`` and ``Rematch``; the noise
+    still swaps near-equal entities, an augmentation of the queries.
     """
 
     def __init__(self, scale: float, learn_scale: bool, tau: float, noise: str) -> None:

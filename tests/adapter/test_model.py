@@ -249,6 +249,16 @@ def test_label_entities_are_the_alignment_to_a_corpus_of_the_labels():
     assert aligned_to_labels(batch, labels[:2]).topk_entity.shape[-1] == 2
 
 
+def test_alignment_is_not_rounded_by_mixed_precision():
+    batch, labels, entities = make_batch(), make_labels(), make_entities()
+    layer = Rematch(DIM)
+    torch.nn.init.normal_(layer.project.weight, std=0.3)
+    exact = aligned_to_labels(batch, labels), layer(batch, entities)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = aligned_to_labels(batch, labels), layer(batch, entities)
+    assert torch.equal(mixed[0].topk_score, exact[0].topk_score) and torch.equal(mixed[1], exact[1])
+
+
 # ---------------------------------------------------------------- forms of a block
 
 
