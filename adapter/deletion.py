@@ -142,21 +142,21 @@ def _measure(
     kinds = parts_of(video)
     for kind, parts in kinds.items():
         usable = [k for k in sizes if k < len(parts)]
-        if not usable:
-            continue
-        given = attributions(prober, whole, parts, best, float(logits[0, best]))
+        given = attributions(prober, whole, parts, best, float(logits[0, best])) if usable else {}
         for k in usable:
-            random = [_together(parts, rng.permutation(len(parts))[:k].tolist()) for _ in range(DRAWS)]
+            random = [_random(parts, k, rng) for _ in range(DRAWS)]
             for name, values in given.items():
                 top = _together(parts, np.argsort(-values, kind="stable")[:k].tolist())
-                regions = kinds["regions"] if kind == "entities" else []
-                alike = [
-                    _together(regions, rng.permutation(len(regions))[: len(top)].tolist())
-                    for _ in range(DRAWS)
-                ]
+                size = len(top) if kind == "entities" else 0
+                alike = [_random(kinds["regions"], size, rng) for _ in range(DRAWS if size else 0)]
                 p = softmax(prober.logits(whole, [[], top, *random, *alike]))[:, best]
-                figures = [p[0], p[1], p[2 : 2 + DRAWS].mean(), p[2 + DRAWS :].mean()]
-                measured.setdefault((kind, name, k), []).append(np.array(figures))
+                same_size = p[2 + DRAWS :].mean() if alike else np.nan
+                figures = np.array([p[0], p[1], p[2 : 2 + DRAWS].mean(), same_size])
+                measured.setdefault((kind, name, k), []).append(figures)
+
+
+def _random(parts: Sequence[Places], k: int, rng: np.random.Generator) -> Places:
+    return _together(parts, rng.permutation(len(parts))[:k].tolist())
 
 
 def _together(parts: Sequence[Places], chosen: Sequence[int]) -> Places:
