@@ -198,6 +198,10 @@ class ModelConfig:
     )
     control_seed: int = option(0, "Seed of the fixed permutation behind identities=permuted.", low=0)
 
+    def has(self, component: str) -> bool:
+        """Whether the blocks have a part: sa, ca or conv."""
+        return component in self.components.split("+")
+
     def __post_init__(self) -> None:
         # Until there were three of them, time codes were switched on or off.
         switch = {"true": "fourier", "false": "none"}

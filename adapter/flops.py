@@ -176,7 +176,7 @@ def _count(config: ModelConfig, at: Setting) -> int:
 
 
 def _context(config: ModelConfig, at: Setting, width: int) -> int:
-    if "ca" not in config.components.split("+"):
+    if not config.has("ca"):
         return 0
     rows = at.frames * _keys(config, at)
     geometry = rows * GEOMETRY_FEATURES * width if config.context == "regions" else 0
@@ -189,7 +189,7 @@ def _keys(config: ModelConfig, at: Setting) -> int:
 
 
 def _block(config: ModelConfig, at: Setting, width: int) -> int:
-    sa, ca, conv = (part in config.components.split("+") for part in ("sa", "ca", "conv"))
+    sa, ca, conv = map(config.has, ("sa", "ca", "conv"))
     queries, keys = _count(config, at), at.frames * _keys(config, at)
     channels = width if config.conv == "dense" else 1
     parts = (

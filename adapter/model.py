@@ -424,7 +424,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, config: ModelConfig) -> None:
         super().__init__()
-        sa, ca, conv = (part in config.components.split("+") for part in ("sa", "ca", "conv"))
+        sa, ca, conv = map(config.has, ("sa", "ca", "conv"))
         self.norm_self, self.norm_cross, self.norm_keys = (
             nn.LayerNorm(width) if used else nn.Identity() for used in (sa, ca, ca)
         )
@@ -682,7 +682,7 @@ def _alt(config: ModelConfig, shape: Shape) -> AltEncoder:
     return AltEncoder(
         _identities(config),
         _queries(config, shape, width),
-        _context(config, shape, width) if "ca" in config.components.split("+") else None,
+        _context(config, shape, width) if config.has("ca") else None,
         blocks,
         mlp(width, shape.dim, config.mlp_ratio),
     )
