@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adapter.artifact import CONFIG, WEIGHTS, Run, train_again, write_atomic
-from adapter.config import AdapterError, make_settings, reason
+from adapter.config import AdapterError, Settings, make_settings, reason
 from adapter.model import Shape, VideoAdapter, build_model
 
 
@@ -27,12 +27,18 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> None:
         ) from error
 
 
+def settings_of(run: Run) -> Settings:
+    """The settings that a run was trained with, by this or an earlier version."""
+    # Before there were variants, a run spelled its form out and had today's defaults for what was no option yet.
+    return make_settings({"variant": "none", **run.config})
+
+
 def load_model(run: Run, device: torch.device) -> VideoAdapter:
     """The trained model of a run, in evaluation mode."""
     shape = Shape(run.manifest["dim"], run.manifest["frames"])
     try:
         with torch.random.fork_rng(devices=[]):
-            model = build_model(make_settings(run.config).model, shape)
+            model = build_model(settings_of(run).model, shape)
     except AdapterError as error:
         raise AdapterError(f"{run.path / CONFIG}: {error}; {train_again(run.path)}") from error
     try:

@@ -1,4 +1,4 @@
-"""The ``adapter`` command: train, eval, predict, explain, protocol; each makes a config and calls one function."""
+"""The ``adapter`` command; every command makes a config and calls one function."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from adapter import __version__
 from adapter.cli_protocols import app as protocol_app
-from adapter.config import help_of, make_settings, parse_assignments, read_config
+from adapter.config import AdapterError, combine, help_of, make_settings, parse_assignments, read_config
 from adapter.options import friendly
 
 app = typer.Typer(
@@ -60,6 +60,7 @@ def train_cli(
     labels: LabelSet,
     out: Annotated[Path, typer.Option(help="Folder of the new run.")],
     recipe: str | None = _knob("recipe"),
+    variant: str | None = _knob("variant"),
     model: str | None = _knob("model"),
     queries: str | None = _knob("queries"),
     identities: str | None = _knob("identities"),
@@ -93,13 +94,12 @@ def train_cli(
 ) -> None:
     """Train a model on cached alignments.
 
-    Order of precedence: recipe, then --config, then --set, then the other options. The validation split
+    Order of precedence: recipe, then variant, then --config, then --set, then the other options. The validation split
     chooses the epoch (part of the training split is held out without one); the test split is never read.
     """
     given = {k: v for k, v in locals().items() if k not in _NOT_SETTINGS and v is not None}
-    settings = make_settings(
-        {**(read_config(config) if config else {}), **parse_assignments(assign or []), **given}
-    )
+    options = {**parse_assignments(assign or []), **given}
+    settings = make_settings(combine(read_config(config), options) if config else options)
     from adapter.train import train
 
     report = train(alignments, labels, out, settings, force, None if quiet or as_json else _echo_epoch)
@@ -174,18 +174,90 @@ def explain_cli(
     attention: Annotated[
         bool, typer.Option("--attention", help="Add the cross-attention on each frame's tokens.")
     ] = False,
+    split: Annotated[str | None, typer.Option(help="Only videos of this split. Default: all.")] = None,
+    regions: Annotated[
+        bool,
+        typer.Option("--regions", help="Leave out every region on its own, too (slow for many regions)."),
+    ] = False,
+    deletion: Annotated[
+        bool,
+        typer.Option(
+            "--deletion",
+            help="Instead, test the attributions: leave out the k parts that each ranks first, and k random ones.",
+        ),
+    ] = False,
     device: Device = "auto",
 ) -> None:
-    """Say which entities carried each prediction, by leaving each out and measuring the logit."""
-    from adapter.explain import explain, explain_to_file
+    """Say which entities, frames and regions carried each prediction, by leaving each out.
 
-    explanations = explain(run, alignments, labels, video, max_videos, max_entities, attention, device)
+    The effect of a part is how far the predicted class's logit falls without it. --attention adds where the
+    model looked, which need not be what mattered; --deletion measures how far either can be trusted.
+    """
+    from adapter.deletion import deletion_test
+    from adapter.explain import explain, explain_to_file, write_explanation
+
+    if deletion:
+        test = deletion_test(run, alignments, labels, video, split, max_videos, device).to_json()
+        write_explanation(out, test)
+        typer.echo(_deletion_words(test))
+        return
+    explanations = explain(
+        run, alignments, labels, video, max_videos, max_entities, attention, device, split, regions
+    )
     explain_to_file(out, explanations)
+    for explanation in explanations[:_SHOWN]:
+        typer.echo(_explanation_words(explanation))
     typer.echo(f"{out}: {len(explanations)} videos explained")
+
+
+@app.command("describe")
+@friendly
+def describe_cli(
+    run: Annotated[
+        Path | None, typer.Argument(help="Run folder; without one, the form that the options name.")
+    ] = None,
+    alignments: Annotated[
+        Path | None,
+        typer.Option(help="Alignments folder: takes frames, regions, merging and entities from it."),
+    ] = None,
+    variant: str | None = _knob("variant"),
+    blocks: int | None = _knob("blocks"),
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other option of the model, NAME=VALUE; repeatable.")
+    ] = None,
+    tower: Annotated[
+        str | None, typer.Option(help="Encoder: ViT-B-16, ViT-L-14 ... or WIDTH,LAYERS,PATCH,IMAGE,DIM.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of a view; default 8.")] = None,
+    merge: Annotated[int | None, typer.Option(help="Token pairs merged in every block; default 8.")] = None,
+    entities: Annotated[
+        int | None, typer.Option(help="Entities that a token is compared with; default 10,000.")
+    ] = None,
+    views: Annotated[int, typer.Option(help="Views of a video: clips times crops.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Print the parameters of a model by part, and GMACs per view (the papers' "GFLOPs") times views.
+
+    The cost is that of the whole method on a video: encoder with merging, alignment, adapter. On cached
+    alignments only the adapter's share is paid again.
+    """
+    form = {"variant": variant, "blocks": blocks, **parse_assignments(assign or [])}
+    chosen = {name: value for name, value in form.items() if value is not None}
+    if run and chosen:
+        raise AdapterError(f"{run.name} has its own form; leave out RUN, or {', '.join(chosen)}")
+    config = None if run else make_settings(chosen).model
+    from adapter.describe import describe
+
+    given = {"tower": tower, "frames": frames, "merge": merge, "entities": entities}
+    described = describe(config, run, alignments, views, given)
+    typer.echo(
+        json.dumps(described.to_json(), sort_keys=True) if as_json else _describe_words(described.to_json())
+    )
 
 
 app.add_typer(protocol_app, name="protocol")
 
+_SHOWN = 20  # explanations printed; the file holds them all
 _NOT_SETTINGS = ("alignments", "labels", "out", "config", "assign", "force", "quiet", "as_json")
 
 
@@ -240,6 +312,49 @@ def _eval_words(result: dict[str, Any]) -> str:
             f"  warning: {result['n_trained_on']} of these videos trained the model or chose its epoch"
         )
     return "\n".join(lines + _random_note(result["random_weights"]))
+
+
+def _explanation_words(found: Any) -> str:
+    entities = ", ".join(f"{entity.name} {entity.effect:+.1f}" for entity in found.entities[:5])
+    frames = sorted(enumerate(found.frame_effects), key=lambda pair: -pair[1])[:3]
+    words = f"{found.video_id}: {found.predicted} ({found.probability:.0%}); {entities or 'no entities'}"
+    return words + "".join(
+        f"{'; frames ' if i == 0 else ', '}{f} {e:+.1f}" for i, (f, e) in enumerate(frames)
+    )
+
+
+def _deletion_words(test: dict[str, Any]) -> str:
+    lines = [
+        f"{test['videos']} videos; probability of the predicted class without the top k parts and without k random "
+        f"ones (mean of {test['draws']} draws)",
+        f"{'left out':<12}{'by':<15}{'n':>5}{'whole':>8}{'top':>8}{'random':>8}{'regions':>9}  more than random",
+    ]
+    for row in test["rows"]:
+        low, high = row["interval"]
+        alike = "" if row["same_size"] is None else f"{row['same_size']:.3f}"
+        lines.append(
+            f"{row['k']} {row['parts']:<10}{row['attribution']:<15}{row['n']:>5}{row['whole']:>8.3f}{row['top']:>8.3f}"
+            f"{row['random']:>8.3f}{alike:>9}  {row['gain']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        )
+    return "\n".join(lines + _random_note(test["random_weights"]))
+
+
+def _describe_words(found: dict[str, Any]) -> str:
+    at, parts, macs = found["setting"], found["parameters"], found["macs_per_view"]
+    form = (
+        f"{found['model']['model']}, variant {found['model']['variant']}, {found['model']['blocks']} blocks"
+    )
+    where = f"{at['tower'] or 'unknown tower'}, {at['frames']} frames of {at['tokens']} tokens"
+    lines = [f"{form}; {where}, {at['entities']:,} entities", "parameters, M"]
+    lines += [f"  {name.replace('_', ' '):<18}{n / 1e6:9.3f}" for name, n in parts.items()]
+    lines.append("GMACs per view")
+    lines += [
+        f"  {name:<18}" + ("  unknown: --tower tells" if n is None else f"{n / 1e9:9.3f}")
+        for name, n in macs.items()
+    ]
+    return "\n".join(
+        [*lines, f"{macs['total'] / 1e9:.1f} x {at['views']} views = {found['macs'] / 1e9:.1f} GMACs"]
+    )
 
 
 def _left_out(counts: dict[str, int]) -> str:

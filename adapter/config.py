@@ -42,10 +42,37 @@ def _check(config: Any) -> None:
             raise AdapterError(f"{spec.name} is {value}; it must be at least {low}")
 
 
+# Dense convolution, a feed-forward part after each attention and MLPs of six times the width are not in the paper's
+# text: they are what brings its number of parameters nearest (README).
+_PAPER: dict[str, Any] = {
+    "context": "pooled",
+    "time_codes": "none",
+    "dropout": 0.0,
+    "conv": "dense",
+    "ffn": "each",
+    "mlp_ratio": 6,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "paper": _PAPER,
+    "paper-adapt-then-align": {**_PAPER, "model": "adapt_then_align"},
+    "paper-labels": {**_PAPER, "entities": "labels", "align": "cls", "context": "cls"},
+    "paper-cls": {**_PAPER, "align": "cls", "context": "cls"},
+    **{f"paper-{parts}": {**_PAPER, "components": parts} for parts in ("sa", "ca", "sa+ca", "ca+conv")},
+}
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The form of the model. Numbers that the data decide (dim, frames) are not here."""
 
+    variant: str = option(
+        "none",
+        "A named form that other options override. paper = as published; paper-adapt-then-align, paper-labels and "
+        "paper-cls = rows a to c of the paper's first ablation (paper is d); paper-sa, paper-ca, paper-sa+ca and "
+        "paper-ca+conv = the second.",
+        choices=tuple(VARIANTS),
+    )
     model: str = option(
         "alt",
         "alt = entity queries over the video's context (Eq. 4-9); adapt_then_align = a temporal "
@@ -69,6 +96,23 @@ class ModelConfig:
         "video in the batch.",
         choices=("aligned", "permuted", "scrambled", "shuffled"),
     )
+    entities: str = option(
+        "corpus",
+        "What tokens are aligned to: corpus = the entities of the alignments; labels = the label set at hand, by exact "
+        "cosine with the cached embeddings (the control of a corpus that is no more than the class names).",
+        choices=("corpus", "labels"),
+    )
+    align: str = option(
+        "all",
+        "Tokens whose entities make the queries of a frame: all = cls and regions, as printed (Eq. 5 has a row for "
+        "cls); regions; or cls alone.",
+        choices=("all", "regions", "cls"),
+    )
+    rematch: bool = option(
+        False,
+        "Learn a residual projection of the token embeddings and score the cached top-k entities again with it. It "
+        "starts at zero, so at the cached alignment, and lets alignment learn although the backbone is frozen.",
+    )
     context: str = option(
         "regions",
         "Keys and values. pooled = one vector a frame (Eq. 6, the paper's form); regions = every region "
@@ -81,10 +125,12 @@ class ModelConfig:
         "How the tokens of a frame become one vector (the paper does not say).",
         choices=("mean", "attention"),
     )
-    time_codes: bool = option(
-        True,
-        "Add a code of the frame's place in time to queries and context; without it only the convolution "
-        "tells order.",
+    time_codes: str = option(
+        "fourier",
+        "Code of the frame's place in time, added to queries and context: fourier = fixed features, projected; "
+        "learned = a vector a frame; none = only the convolution tells order (the paper names no code). "
+        "true and false are short for fourier and none.",
+        choices=("fourier", "learned", "none"),
     )
     residual: str = option(
         "none",
@@ -107,13 +153,34 @@ class ModelConfig:
         low=1e-6,
     )
     learn_scale: bool = option(
-        False, "Learn the factor; it is then the only thing the straight-through gradient reaches."
+        False, "Learn the factor; beside rematch it is all that the straight-through gradient reaches."
     )
     tau: float = option(1.0, "Temperature of the alignment's softmax.", low=1e-6)
+    components: str = option(
+        "sa+ca+conv",
+        "Parts of a block (Eq. 8): self-attention over queries, cross-attention to the context, temporal convolution "
+        "of its keys. Without cross-attention nothing but the queries reaches z.",
+        choices=("sa+ca+conv", "sa+ca", "ca+conv", "ca", "sa"),
+    )
+    conv: str = option(
+        "depthwise",
+        "The temporal convolution: a kernel for each channel, or dense over channels, which fits the paper's "
+        "number of parameters.",
+        choices=("depthwise", "dense"),
+    )
+    ffn: str = option(
+        "block",
+        "Feed-forward parts of a block: one at its end, or one after each attention as in a transformer, "
+        "which fits the paper's number of parameters.",
+        choices=("block", "each"),
+    )
     blocks: int = option(4, "Number of blocks M (paper: 4 for ViT-B, 6 for ViT-L).", low=1)
     width: int = option(0, "Width of the blocks; 0 = the embedding's dimension.", low=0)
     heads: int = option(0, "Attention heads; 0 = width / 64, but at least 2.", low=0)
     ffn_ratio: int = option(4, "Hidden width of a feed-forward block over its width.", low=1)
+    mlp_ratio: int = option(
+        1, "Hidden width of the MLPs before and after the blocks (Eq. 6 and 9) over their output's.", low=1
+    )
     kernel: int = option(3, "Frames that the temporal convolution of Eq. 8 sees; odd.", low=1)
     tracks: int = option(
         8, "Entities that become queries with queries=tracks: the highest summed scores.", low=1
@@ -131,7 +198,15 @@ class ModelConfig:
     )
     control_seed: int = option(0, "Seed of the fixed permutation behind identities=permuted.", low=0)
 
+    def has(self, component: str) -> bool:
+        """Whether the blocks have a part: sa, ca or conv."""
+        return component in self.components.split("+")
+
     def __post_init__(self) -> None:
+        # Until there were three of them, time codes were switched on or off.
+        switch = {"true": "fourier", "false": "none"}
+        given = str(self.time_codes).lower()
+        object.__setattr__(self, "time_codes", switch.get(given, self.time_codes))
         _check(self)
         shorthand = {"random": "permuted", "shuffled": "shuffled"}
         if self.queries in shorthand:
@@ -147,6 +222,10 @@ class ModelConfig:
             raise AdapterError(f"shrinkage is {self.shrinkage}; it must be at most 1")
         if self.identities != "aligned" and self.queries in ("learned", "cls"):
             raise AdapterError(f"identities={self.identities} has no effect with queries={self.queries}")
+        if self.rematch and (self.model != "alt" or self.queries != "aligned"):
+            raise AdapterError(
+                "rematch needs model=alt with queries=aligned: nothing else mixes the cached top-k"
+            )
         if self.whiten_labels and (self.residual == "cls" or self.model == "mean_pool"):
             raise AdapterError(
                 "whiten_labels moves labels away from CLIP's space, where the mean cls embedding lives; "
@@ -219,9 +298,7 @@ class TrainConfig:
 RECIPES: dict[str, dict[str, Any]] = {
     "small": {},
     "paper": {
-        "context": "pooled",
-        "time_codes": False,
-        "dropout": 0.0,
+        "variant": "paper",
         "epochs": 30,
         "warmup": 5.0,
         "batch_size": 256,
@@ -249,13 +326,18 @@ def help_of(name: str) -> str:
 
 
 def make_settings(values: Mapping[str, Any] | None = None) -> Settings:
-    """Settings from flat values over the recipe they name; unknown names raise with the nearest known one."""
+    """Settings from flat values over the recipe they name, and over the variant that either names.
+
+    Unknown names raise with the nearest known one.
+    """
     values = dict(values or {})
     for name in values:
         if name not in _FIELDS:
             raise AdapterError(f"unknown option '{name}'{did_you_mean(name, _FIELDS)}")
     recipe = TrainConfig(recipe=values.get("recipe", "small")).recipe
-    merged = {name: _typed(name, value) for name, value in {**RECIPES[recipe], **values}.items()}
+    values = {**RECIPES[recipe], **values}
+    variant = ModelConfig(variant=values.get("variant", "none")).variant
+    merged = {name: _typed(name, value) for name, value in {**VARIANTS[variant], **values}.items()}
     return Settings(
         ModelConfig(**{k: v for k, v in merged.items() if k in _MODEL_NAMES}),
         TrainConfig(**{k: v for k, v in merged.items() if k not in _MODEL_NAMES}),
@@ -279,6 +361,21 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path.name} holds a {type(values).__name__}; a table of option = value is needed"
         )
     return values
+
+
+def combine(file: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a ``--config`` file under those of the command line.
+
+    A run's config spells every option out, so that another variant beside it would change its name and nothing else:
+    that is refused.
+    """
+    variant = options.get("variant", file.get("variant"))
+    if variant != file.get("variant") and file.keys() >= _MODEL_NAMES - {"variant"}:
+        raise AdapterError(
+            f"--config spells out a whole form, which beats variant {variant}; leave out one of the two, or set the "
+            "options that are to differ"
+        )
+    return {**file, **options}
 
 
 def parse_assignments(pairs: Iterable[str]) -> dict[str, str]:

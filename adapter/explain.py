@@ -1,26 +1,27 @@
-"""Which entities carried a prediction, by leaving each out.
+"""What carried a prediction: entities, frames and regions, each by leaving it out; and where the model looked.
 
-The effect of an entity is the predicted class's logit minus its logit without that entity: all regions whose
-best entity it is are masked, in queries and context alike. The cls token stays, since it is no region: what
-it knows of the entity is not taken away, so effects are a lower bound of the entity's part. Effects need not
-sum to the logit.
+The effect of a part is the predicted class's logit minus its logit without that part. An entity is left out with
+all regions whose best entity it is, in queries and context alike; the cls token stays, since it is no region: what
+it knows of the entity is not taken away, so effects are a lower bound of the entity's part. A frame is left out
+whole, cls included. Effects need not sum to the logit. Attention says where the model looked, not what mattered.
+Whether either finds what matters is measured in ``adapter/deletion.py``.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
 from adapter.alignments import Video
 from adapter.artifact import make_folder, write_json
 from adapter.config import AdapterError
-from adapter.dataset import Batch, collate
+from adapter.dataset import Batch, collate, split_videos
 from adapter.evaluate import Opened, open_all, softmax
 from adapter.model import AltEncoder
 from adapter.train import seeded
@@ -41,9 +42,10 @@ class EntityEffect:
 class Explanation:
     """A prediction and its entities, largest effect first.
 
-    ``entities_left_out`` counts those beyond the limit. ``attention`` (optional) is cross-attention on each
-    frame's context tokens, mean over queries and blocks, summing to 1 a video: where the model looked, not
-    what mattered.
+    ``entities_left_out`` counts those beyond the limit. ``frame_effects`` has one effect a frame.
+    ``region_effects`` (optional) is frames x tokens, null where no region was left out (cls, padding).
+    ``attention`` (optional) is cross-attention on each frame's context tokens, mean over queries and blocks,
+    summing to 1 a video: where the model looked, not what mattered.
     """
 
     video_id: str
@@ -53,11 +55,49 @@ class Explanation:
     logit: float
     entities: list[EntityEffect]
     entities_left_out: int
+    frame_effects: list[float]
+    region_effects: list[list[float | None]] | None = None
     attention: list[list[float]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
         return asdict(self)
+
+
+Places = list[list[int]]
+
+
+@dataclass(frozen=True)
+class Prober:
+    """Scores one video with parts of it left out."""
+
+    opened: Opened
+    entities: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, opened: Opened) -> "Prober":
+        """A prober of a run on what it was opened with."""
+        tables = opened.alignments.entities.embeddings, opened.labels.embeddings
+        return cls(opened, *(torch.from_numpy(table).to(opened.device) for table in tables))
+
+    @torch.no_grad()
+    def logits(self, whole: Batch, groups: Sequence[Places]) -> Float32[np.ndarray, "groups classes"]:
+        """Logits of the single video without each group of (frame, region) pairs, 16 copies at a time."""
+        parts = []
+        for start in range(0, len(groups), 16):
+            batch = leave_out(whole, groups[start : start + 16]).to(self.opened.device)
+            parts.append(self.opened.model(batch, self.entities, self.labels).logits)
+        return torch.cat(parts).float().cpu().numpy()
+
+    @torch.no_grad()
+    def attention(self, whole: Batch) -> Float32[np.ndarray, "frames keys"]:
+        """Cross-attention of the single video; one key a frame where the context is pooled or cls."""
+        model = self.opened.model
+        if not isinstance(model.encoder, AltEncoder):
+            raise AdapterError("--attention needs a run with model=alt; this one has no cross-attention")
+        inputs = model.inputs(whole.to(self.opened.device), self.entities, self.labels)
+        return model.encoder.attention(*inputs)[0].float().cpu().numpy()
 
 
 def explain(
@@ -69,75 +109,103 @@ def explain(
     max_entities: int = 24,
     attention: bool = False,
     device: str = "auto",
+    split: str | None = None,
+    regions: bool = False,
 ) -> list[Explanation]:
     """Explain the predictions of some videos (default: all aligned ones, or the first ``max_videos``).
 
     Of videos with several views the first is explained, whose prediction need not be that of all views together.
     """
     opened = open_all(run, alignments, labels, device)
-    chosen = (
-        list(video_ids)
-        if video_ids
-        else [v.video_id for v in opened.alignments.plan if v.video_id in opened.alignments.index]
-    )
-    for video_id in chosen:
-        if video_id not in opened.alignments.index:
-            why = opened.alignments.failed.get(video_id, "not in the plan")
-            raise AdapterError(f"cannot explain '{video_id}': {why}; see `aligner status {alignments}`")
+    chosen = choose_videos(opened, video_ids, split)[: max_videos or None]
     truth = {video.video_id: video.label for video in opened.alignments.plan}
-    chosen = chosen[: max_videos or None]
-    with seeded(opened.run.config["seed"]), torch.no_grad():
+    with seeded(opened.run.config["seed"]):
         return [
-            explain_video(opened, video, truth[video.video_id], max_entities, attention)
+            explain_video(opened, video, truth[video.video_id], max_entities, attention, regions)
             for video in opened.alignments.read(chosen)
         ]
 
 
+def choose_videos(opened: Opened, video_ids: Sequence[str] | None, split: str | None) -> list[str]:
+    """The videos named, or those aligned (of a split); one that cannot be explained raises with the reason."""
+    plan = split_videos(opened.alignments, split or "all")
+    chosen = list(video_ids or (v.video_id for v in plan if v.video_id in opened.alignments.index))
+    for video_id in chosen:
+        if video_id not in opened.alignments.index:
+            why = opened.alignments.failed.get(video_id, "not in the plan")
+            raise AdapterError(
+                f"cannot explain '{video_id}': {why}; see `aligner status {opened.alignments.path}`"
+            )
+    return chosen
+
+
 def explain_video(
-    opened: Opened, video: Video, label: str | None, max_entities: int = 24, attention: bool = False
+    opened: Opened,
+    video: Video,
+    label: str | None,
+    max_entities: int = 24,
+    attention: bool = False,
+    regions: bool = False,
 ) -> Explanation:
-    """Explain one video: one forward pass over as many copies as it has entities, and one whole."""
+    """Explain one video by one forward pass over a copy for each part that is left out, and one whole."""
+    prober, whole = Prober.of(opened), collate([(video, -1)])
     places = entity_places(video)
     largest = sorted(places, key=lambda e: (-len(places[e]), e))[:max_entities]
-    whole = collate([(video, -1)])
-    entities = torch.from_numpy(opened.alignments.entities.embeddings).to(opened.device)
-    labels = torch.from_numpy(opened.labels.embeddings).to(opened.device)
-    logits = _logits(opened, leave_out(whole, [[], *(places[e] for e in largest)]), entities, labels)
+    frames, single = frame_places(video), region_places(video) if regions else []
+    logits = prober.logits(whole, [[], *(places[e] for e in largest), *frames, *single])
     best = int(logits[0].argmax())
-    effects = [
-        _effect(opened, entity, places[entity], float(logits[0, best] - logits[i, best]))
-        for i, entity in enumerate(largest, start=1)
-    ]
+    effects = (logits[0, best] - logits[1:, best]).tolist()
+    of_entities, of_frames = effects[: len(largest)], effects[len(largest) :][: len(frames)]
+    found = [_effect(opened, e, places[e], effect) for e, effect in zip(largest, of_entities, strict=True)]
     return Explanation(
         video.video_id,
         label,
         opened.labels.labels[best],
         float(softmax(logits[:1])[0, best]),
         float(logits[0, best]),
-        sorted(effects, key=lambda effect: -effect.effect),
+        sorted(found, key=lambda effect: -effect.effect),
         len(places) - len(largest),
-        _attention(opened, whole, entities) if attention else None,
+        of_frames,
+        _grid(video, single, effects[len(largest) + len(frames) :]) if regions else None,
+        prober.attention(whole).tolist() if attention else None,
     )
 
 
 def explain_to_file(out: Path, explanations: Sequence[Explanation]) -> None:
     """Write explanations as a JSON list."""
+    write_explanation(out, [explanation.to_json() for explanation in explanations])
+
+
+def write_explanation(out: Path, value: Any) -> None:
+    """Write what explains predictions as JSON; another suffix than ``.json`` raises ``AdapterError``."""
     if out.suffix != ".json":
         raise AdapterError(f"--out {out.name} must end in .json")
     make_folder(out.parent)
-    write_json(out, [explanation.to_json() for explanation in explanations])
+    write_json(out, value)
 
 
-def entity_places(video: Video) -> dict[int, list[list[int]]]:
+def entity_places(video: Video) -> dict[int, Places]:
     """Per entity the (frame, region) pairs whose best entity it is; regions only, without cls."""
-    places: dict[int, list[list[int]]] = defaultdict(list)
+    places: dict[int, Places] = defaultdict(list)
     for frame, region in np.argwhere(video.mask):
         if region > 0:
             places[int(video.topk_entity[frame, region, 0])].append([int(frame), int(region)])
     return dict(places)
 
 
-def leave_out(whole: Batch, groups: Sequence[list[list[int]]]) -> Batch:
+def frame_places(video: Video) -> list[Places]:
+    """Per frame its (frame, token) pairs, cls included; none for a video of one frame, which is all there is."""
+    if len(video.mask) == 1:
+        return []
+    return [[[frame, int(token)] for token in np.flatnonzero(kept)] for frame, kept in enumerate(video.mask)]
+
+
+def region_places(video: Video) -> list[Places]:
+    """Every region on its own, without cls."""
+    return [[[int(frame), int(region)]] for frame, region in np.argwhere(video.mask) if region > 0]
+
+
+def leave_out(whole: Batch, groups: Sequence[Places]) -> Batch:
     """One copy of the single video a group, with the group's (frame, region) pairs masked."""
     batch = whole.map(lambda tensor: tensor.repeat(len(groups), *[1] * (tensor.ndim - 1)))
     mask = batch.mask.clone()
@@ -147,21 +215,13 @@ def leave_out(whole: Batch, groups: Sequence[list[list[int]]]) -> Batch:
     return replace(batch, mask=mask)
 
 
-def _logits(opened: Opened, batch: Batch, entities: Tensor, labels: Tensor) -> np.ndarray:
-    parts = []
-    for rows in torch.arange(len(batch.label)).split(16):
-        part = batch.map(partial(torch.index_select, dim=0, index=rows))
-        parts.append(opened.model(part.to(opened.device), entities, labels).logits)
-    return torch.cat(parts).float().cpu().numpy()
-
-
-def _attention(opened: Opened, whole: Batch, entities: Tensor) -> list[list[float]]:
-    encoder = opened.model.encoder
-    if not isinstance(encoder, AltEncoder):
-        raise AdapterError("--attention needs a run with model=alt; this one has no cross-attention")
-    return encoder.attention(whole.to(opened.device), entities)[0].cpu().tolist()
-
-
-def _effect(opened: Opened, entity: int, places: list[list[int]], effect: float) -> EntityEffect:
+def _effect(opened: Opened, entity: int, places: Places, effect: float) -> EntityEffect:
     frames = sorted({frame for frame, _ in places})
     return EntityEffect(entity, opened.alignments.entities.names[entity], effect, frames, places)
+
+
+def _grid(video: Video, single: Sequence[Places], effects: Sequence[float]) -> list[list[float | None]]:
+    grid: list[list[float | None]] = [[None] * video.mask.shape[1] for _ in video.mask]
+    for ((frame, region),), effect in zip(single, effects, strict=True):
+        grid[frame][region] = effect
+    return grid

@@ -10,11 +10,19 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+# Numbers that codes of place and time are projected from: sines and cosines at these octaves, and a size.
+GEOMETRY_OCTAVES, TIME_OCTAVES = 4, 6
+GEOMETRY_FEATURES, TIME_FEATURES = 4 * GEOMETRY_OCTAVES + 1, 2 * TIME_OCTAVES
 
-def mlp(dim_in: int, dim_out: int) -> nn.Sequential:
-    """LayerNorm, then two linear layers: the norm lifts a unit vector's entries to about 1."""
+
+def mlp(dim_in: int, dim_out: int, ratio: int = 1) -> nn.Sequential:
+    """LayerNorm, then two linear layers, ``ratio * dim_out`` between them.
+
+    The norm lifts a unit vector's entries to about 1.
+    """
+    hidden = ratio * dim_out
     return nn.Sequential(
-        nn.LayerNorm(dim_in), nn.Linear(dim_in, dim_out), nn.GELU(), nn.Linear(dim_out, dim_out)
+        nn.LayerNorm(dim_in), nn.Linear(dim_in, hidden), nn.GELU(), nn.Linear(hidden, dim_out)
     )
 
 
@@ -48,9 +56,10 @@ class AttentionPool(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "*batch n w"], mask: Bool[Tensor, "*batch n"]
     ) -> Float[Tensor, "*batch w"]:
-        """Weighted mean; at least one token of each group must be kept."""
-        score = self.score(self.norm(tokens)).squeeze(-1).masked_fill(~mask, -torch.inf)
-        return (score.softmax(-1).unsqueeze(-1) * tokens).sum(-2)
+        """Weighted mean; zero where the mask keeps no token."""
+        score = self.score(self.norm(tokens)).squeeze(-1)
+        weights = score.masked_fill(~mask, torch.finfo(score.dtype).min).softmax(-1) * mask
+        return (weights.unsqueeze(-1) * tokens).sum(-2)
 
 
 class Attention(nn.Module):
@@ -94,15 +103,17 @@ class FeedForward(nn.Sequential):
 
 
 class TemporalConv(nn.Module):
-    """The convolution of Eq. 8: depthwise over time, zero at first, so that training starts at the identity.
+    """The convolution of Eq. 8 over time, zero at first, so that training starts at the identity.
 
-    A frame with several tokens has no single value to convolve: its masked mean is convolved and added to
-    each of its tokens (ours). With one token a frame this is Eq. 8 as printed.
+    Depthwise (a kernel a channel) or dense (every channel sees all). A frame with several tokens has no single
+    value to convolve: its masked mean is convolved and added to each of its tokens (ours). With one token a frame
+    this is Eq. 8 as printed.
     """
 
-    def __init__(self, width: int, kernel: int) -> None:
+    def __init__(self, width: int, kernel: int, dense: bool = False) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
+        groups = 1 if dense else width
+        self.conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups)
         nn.init.zeros_(self.conv.weight)
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
 
@@ -129,29 +140,40 @@ def log_size(area: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
 class GeometryCode(nn.Module):
     """Centroid as Fourier features and log area, projected to the width."""
 
-    def __init__(self, width: int, octaves: int = 4) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.octaves = octaves
-        self.project = nn.Linear(4 * octaves + 1, width)
+        self.project = nn.Linear(GEOMETRY_FEATURES, width)
 
     def forward(self, geometry: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch w"]:
         """Code of (centroid x, centroid y, area share)."""
         size = log_size(geometry[..., 2]).unsqueeze(-1)
-        return self.project(torch.cat([fourier(geometry[..., :2], self.octaves), size], dim=-1))
+        return self.project(torch.cat([fourier(geometry[..., :2], GEOMETRY_OCTAVES), size], dim=-1))
 
 
 class TimeCode(nn.Module):
     """A frame's place among the sampled frames, as normed Fourier features about as large as the tokens."""
 
-    def __init__(self, frames: int, width: int, octaves: int = 6) -> None:
+    def __init__(self, frames: int, width: int) -> None:
         super().__init__()
         place = torch.linspace(0, 1, frames).unsqueeze(-1)
-        self.register_buffer("features", fourier(place, octaves), persistent=False)
-        self.project = nn.Sequential(nn.Linear(2 * octaves, width), nn.LayerNorm(width))
+        self.register_buffer("features", fourier(place, TIME_OCTAVES), persistent=False)
+        self.project = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.LayerNorm(width))
 
     def forward(self) -> Float[Tensor, "t w"]:
         """One code a frame."""
         return self.project(self.features)
+
+
+class LearnedTimeCode(nn.Module):
+    """One learned vector a frame, small at first (X-CLIP's temporal position)."""
+
+    def __init__(self, frames: int, width: int) -> None:
+        super().__init__()
+        self.codes = nn.Parameter(0.02 * torch.randn(frames, width))
+
+    def forward(self) -> Float[Tensor, "t w"]:
+        """One code a frame."""
+        return self.codes
 
 
 class NoTimeCode(nn.Module):

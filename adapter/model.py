@@ -8,7 +8,9 @@ Notation: b videos, t frames, s tokens of a frame (cls at 0, then regions), q qu
 dimension.
 """
 
+from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -24,6 +26,7 @@ from adapter.layers import (
     AttentionPool,
     FeedForward,
     GeometryCode,
+    LearnedTimeCode,
     MeanPool,
     NoTimeCode,
     TemporalConv,
@@ -109,8 +112,8 @@ class Alignment(nn.Module):
 
     A = softmax((scale * cos + gamma) / tau), gamma ~ Gumbel(0, 1); the forward value is the entity at A's
     maximum, the gradient is that of the soft mixture A S. The softmax runs over the k cached entities, not
-    the whole corpus. In a frozen cache nothing upstream learns unless ``learn_scale``; the noise then still
-    swaps near-equal entities, an augmentation of the queries.
+    the whole corpus. In a frozen cache nothing upstream learns but a ``learn_scale`` and ``Rematch``; the noise
+    still swaps near-equal entities, an augmentation of the queries.
     """
 
     def __init__(self, scale: float, learn_scale: bool, tau: float, noise: str) -> None:
@@ -137,6 +140,59 @@ class Alignment(nn.Module):
             value = value + (soft - soft.detach())
         same = (choice.squeeze(-1) == logits.argmax(-1)) & mask
         return Aligned(value, same.sum() / mask.sum().clamp_min(1))
+
+
+class Rematch(nn.Module):
+    """Scores of the cached top-k for token embeddings that a learned residual projection moves.
+
+    e' = e + P e, P zero at first; the new score is the cached one plus cos(e', s) - cos(e, s), so that without
+    P it is the cached one to the bit, whatever half precision took from e. The straight-through gradient of
+    Eq. 5 then has P to reach. Only the order within the cached k can change.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(dim, dim, bias=False)
+        nn.init.zeros_(self.project.weight)
+
+    def forward(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Float[Tensor, "b t s k"]:
+        """New scores; holds k embeddings a token in memory."""
+        with full_precision(entities.device):
+            moved = batch.embeddings + self.project(batch.embeddings)
+            change = F.normalize(moved, dim=-1) - F.normalize(batch.embeddings, dim=-1)
+            return batch.topk_score + torch.einsum("btsd,btskd->btsk", change, entities[batch.topk_entity])
+
+
+class CachedScores(nn.Module):
+    """The scores as aligned."""
+
+    def forward(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Float[Tensor, "b t s k"]:
+        """Cosines of the cache."""
+        return batch.topk_score
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Cosines that decide an alignment are not rounded to bfloat16."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
+def aligned_to_labels(batch: Batch, labels: Float[Tensor, "classes d"]) -> Batch:
+    """The batch with its tokens aligned to label embeddings: exact cosines, as many of them as were cached."""
+    with full_precision(labels.device):
+        cosine = batch.embeddings @ labels.T
+    best = cosine.topk(min(batch.topk_score.shape[-1], len(labels)), dim=-1)
+    return replace(batch, topk_entity=best.indices, topk_score=best.values)
+
+
+def aligned_tokens(mask: Bool[Tensor, "b t s"], which: str) -> Bool[Tensor, "b t s"]:
+    """Tokens whose entities count: ``all``, ``cls``, or ``regions`` (cls where a frame has no region)."""
+    kept = mask.clone()
+    if which == "cls":
+        kept[:, :, 1:] = False
+    if which == "regions":
+        kept[:, :, 0] &= ~mask[:, :, 1:].any(-1)
+    return kept
 
 
 def gumbel(like: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -194,16 +250,26 @@ def unchanged(batch: Batch, entities: int) -> Batch:
 
 
 class AlignedQueries(nn.Module):
-    """One query a frame: q_t = MLP_q(pool of the frame's aligned entities) (Eq. 6); cls is aligned too."""
+    """One query a frame: q_t = MLP_q(pool of the frame's aligned entities) (Eq. 6)."""
 
-    def __init__(self, alignment: nn.Module, pool: nn.Module, project: nn.Module, time: nn.Module) -> None:
+    def __init__(
+        self,
+        alignment: nn.Module,
+        pool: nn.Module,
+        project: nn.Module,
+        time: nn.Module,
+        scores: nn.Module,
+        which: str,
+    ) -> None:
         super().__init__()
         self.alignment, self.pool, self.project, self.time = alignment, pool, project, time
+        self.scores, self.which = scores, which
 
     def forward(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Queries:
         """Queries of all frames."""
-        aligned = self.alignment(batch.topk_score, batch.topk_entity, entities, batch.mask)
-        tokens = self.project(self.pool(aligned.embeddings, batch.mask)) + self.time()
+        kept = aligned_tokens(batch.mask, self.which)
+        aligned = self.alignment(self.scores(batch, entities), batch.topk_entity, entities, kept)
+        tokens = self.project(self.pool(aligned.embeddings, kept)) + self.time()
         return Queries(tokens, batch.mask[:, :, 0], aligned.agreement)
 
 
@@ -240,10 +306,10 @@ class TrackQueries(nn.Module):
     best entity they are, noise-free: tracks are bookkeeping, not a sample. Ours, not the paper's.
     """
 
-    def __init__(self, tracks: int, frames: int, dim: int, width: int) -> None:
+    def __init__(self, tracks: int, frames: int, dim: int, width: int, mlp_ratio: int = 1) -> None:
         super().__init__()
         self.tracks = tracks
-        self.project = mlp(dim, width)
+        self.project = mlp(dim, width, mlp_ratio)
         self.code = nn.Sequential(
             nn.Linear(frames * track_features(), width),
             nn.GELU(),
@@ -350,23 +416,33 @@ class RegionContext(nn.Module):
 
 
 class Block(nn.Module):
-    """Eq. 8, pre-norm: Q' = Q + SA(Q); Ê_m = Ê + Conv1D_m(Ê); Q" = Q' + CA(Q', Ê_m); Q" + FFN(Q")."""
+    """Eq. 8, pre-norm: Q' = Q + SA(Q); Ê_m = Ê + Conv1D_m(Ê); Q" = Q' + CA(Q', Ê_m); Q" + FFN(Q").
 
-    def __init__(self, width: int, heads: int, ffn_ratio: int, kernel: int, dropout: float) -> None:
+    Parts that the config's ``components`` do not name are None and left out; ``ffn=each`` puts a feed-forward
+    part after self-attention, too.
+    """
+
+    def __init__(self, width: int, heads: int, config: ModelConfig) -> None:
         super().__init__()
-        self.norm_self, self.norm_cross, self.norm_keys = (nn.LayerNorm(width) for _ in range(3))
-        self.self_attention, self.cross_attention = Attention(width, heads), Attention(width, heads)
-        self.conv = TemporalConv(width, kernel)
-        self.ffn = FeedForward(width, ffn_ratio)
-        self.dropout = nn.Dropout(dropout)
+        sa, ca, conv = map(config.has, ("sa", "ca", "conv"))
+        self.norm_self, self.norm_cross, self.norm_keys = (
+            nn.LayerNorm(width) if used else nn.Identity() for used in (sa, ca, ca)
+        )
+        self.self_attention = Attention(width, heads) if sa else None
+        self.cross_attention = Attention(width, heads) if ca else None
+        self.conv = TemporalConv(width, config.kernel, config.conv == "dense") if conv else None
+        self.ffn = FeedForward(width, config.ffn_ratio)
+        self.ffn_self = FeedForward(width, config.ffn_ratio) if sa and ca and config.ffn == "each" else None
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, tokens: Float[Tensor, "b q w"], mask: Bool[Tensor, "b q"], context: Context
+        self, tokens: Float[Tensor, "b q w"], mask: Bool[Tensor, "b q"], context: Context | None
     ) -> Float[Tensor, "b q w"]:
         """The next queries; the context is always the same Ê."""
         tokens = self._attend_to_self(tokens, mask)
-        attended = self.cross_attention(self.norm_cross(tokens), self._keys(context), context.mask.flatten(1))
-        tokens = tokens + self.dropout(attended)
+        if self.cross_attention and context:
+            asked = self.norm_cross(tokens), self._keys(context), context.mask.flatten(1)
+            tokens = tokens + self.dropout(self.cross_attention(*asked))
         return tokens + self.dropout(self.ffn(tokens))
 
     def cross_weights(
@@ -374,26 +450,31 @@ class Block(nn.Module):
     ) -> Float[Tensor, "b q n"]:
         """How much each query looks at each key (frames x tokens, flattened) in this block."""
         tokens = self._attend_to_self(tokens, mask)
-        return self.cross_attention.weights(
-            self.norm_cross(tokens), self._keys(context), context.mask.flatten(1)
-        )
+        attention = cast(Attention, self.cross_attention)
+        return attention.weights(self.norm_cross(tokens), self._keys(context), context.mask.flatten(1))
 
     def _attend_to_self(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        normed = self.norm_self(tokens)
-        return tokens + self.dropout(self.self_attention(normed, normed, mask))
+        if self.self_attention:
+            normed = self.norm_self(tokens)
+            tokens = tokens + self.dropout(self.self_attention(normed, normed, mask))
+        return tokens + self.dropout(self.ffn_self(tokens)) if self.ffn_self else tokens
 
     def _keys(self, context: Context) -> Tensor:
-        return self.norm_keys(self.conv(context.tokens, context.mask).flatten(1, 2))
+        tokens = self.conv(context.tokens, context.mask) if self.conv else context.tokens
+        return self.norm_keys(tokens.flatten(1, 2))
 
 
 class AltEncoder(nn.Module):
-    """Queries over context through M blocks; z = MLP(mean of Q_M) (Eq. 9)."""
+    """Queries over context through M blocks; z = MLP(mean of Q_M) (Eq. 9).
+
+    ``context`` is None where the blocks have no cross-attention.
+    """
 
     def __init__(
         self,
         identities: Identities,
         queries: nn.Module,
-        context: nn.Module,
+        context: nn.Module | None,
         blocks: list[Block],
         head: nn.Module,
     ) -> None:
@@ -403,15 +484,21 @@ class AltEncoder(nn.Module):
 
     def forward(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Encoded:
         """Encode a batch."""
-        queries, context = self._start(batch, entities)
+        queries = self._queries(batch, entities)
+        context = self.context(batch) if self.context else None
         tokens = queries.tokens
         for block in self.blocks:
             tokens = block(tokens, queries.mask, context)
         return Encoded(self.head(masked_mean(tokens, queries.mask)), queries.agreement)
 
     def attention(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Float[Tensor, "b t s"]:
-        """Cross-attention on every context token, mean over queries and blocks; sums to 1 a video."""
-        queries, context = self._start(batch, entities)
+        """Cross-attention on every context token, mean over queries and blocks; sums to 1 a video.
+
+        A frame has one token where the context is pooled or cls. Raises ``AdapterError`` without cross-attention.
+        """
+        if not self.context:
+            raise AdapterError("there is no cross-attention to show: the run has components=sa")
+        queries, context = self._queries(batch, entities), self.context(batch)
         tokens, kept = queries.tokens, queries.mask
         total = torch.zeros_like(context.mask, dtype=tokens.dtype)
         for block in self.blocks:
@@ -420,8 +507,8 @@ class AltEncoder(nn.Module):
             tokens = block(tokens, kept, context)
         return total
 
-    def _start(self, batch: Batch, entities: Tensor) -> tuple[Queries, Context]:
-        return self.queries(self.identities(batch, len(entities)), entities), self.context(batch)
+    def _queries(self, batch: Batch, entities: Tensor) -> Queries:
+        return self.queries(self.identities(batch, len(entities)), entities)
 
 
 class TemporalEncoder(nn.Module):
@@ -433,10 +520,10 @@ class TemporalEncoder(nn.Module):
 
     def forward(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Encoded:
         """Encode a batch."""
-        tokens = self.project(batch.embeddings[:, :, 0]) + self.time()
+        tokens, mask = self.project(batch.embeddings[:, :, 0]) + self.time(), batch.mask[:, :, 0]
         for layer in self.layers:
-            tokens = layer(tokens)
-        return Encoded(self.head(tokens.mean(1)), tokens.new_ones(()))
+            tokens = layer(tokens, mask)
+        return Encoded(self.head(masked_mean(tokens, mask)), tokens.new_ones(()))
 
 
 class TemporalLayer(nn.Module):
@@ -447,11 +534,10 @@ class TemporalLayer(nn.Module):
         self.norm, self.attention = nn.LayerNorm(width), Attention(width, heads)
         self.ffn, self.dropout = FeedForward(width, ffn_ratio), nn.Dropout(dropout)
 
-    def forward(self, tokens: Float[Tensor, "b t w"]) -> Float[Tensor, "b t w"]:
+    def forward(self, tokens: Float[Tensor, "b t w"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b t w"]:
         """The next tokens."""
         normed = self.norm(tokens)
-        every = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        tokens = tokens + self.dropout(self.attention(normed, normed, every))
+        tokens = tokens + self.dropout(self.attention(normed, normed, mask))
         return tokens + self.dropout(self.ffn(tokens))
 
 
@@ -465,7 +551,7 @@ class MeanPoolEncoder(nn.Module):
 
 def mean_cls(batch: Batch) -> Float[Tensor, "b d"]:
     """Unit mean of the frames' cls embeddings."""
-    return F.normalize(batch.embeddings[:, :, 0].mean(1), dim=-1)
+    return F.normalize(masked_mean(batch.embeddings[:, :, 0], batch.mask[:, :, 0]), dim=-1)
 
 
 # ------------------------------------------------------------------ labels and the whole
@@ -513,19 +599,27 @@ class VideoAdapter(nn.Module):
         logit_scale: float,
         learn_scale: bool,
         residual: bool,
+        label_entities: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder, self.whitening, self.residual = encoder, whitening, residual
+        self.encoder, self.whitening = encoder, whitening
+        self.residual, self.label_entities = residual, label_entities
         self.log_scale = nn.Parameter(torch.tensor(logit_scale).log(), requires_grad=learn_scale)
 
     def forward(
         self, batch: Batch, entities: Float[Tensor, "entities d"], labels: Float[Tensor, "classes d"]
     ) -> Output:
         """Score the videos of a batch against a label set of unit embeddings."""
-        encoded = self.encoder(batch, entities)
+        encoded = self.encoder(*self.inputs(batch, entities, labels))
         z = F.normalize(mean_cls(batch) + encoded.z if self.residual else encoded.z, dim=-1)
         logits = self.log_scale.exp() * z @ self.whitening(labels).T
         return Output(logits, z, encoded.agreement)
+
+    def inputs(
+        self, batch: Batch, entities: Float[Tensor, "entities d"], labels: Float[Tensor, "classes d"]
+    ) -> tuple[Batch, Float[Tensor, "used d"]]:
+        """What the encoder reads: the alignments and their corpus, or with ``entities=labels`` the labels as one."""
+        return (aligned_to_labels(batch, labels), labels) if self.label_entities else (batch, entities)
 
 
 def build_model(config: ModelConfig, shape: Shape) -> VideoAdapter:
@@ -542,7 +636,12 @@ def build_model(config: ModelConfig, shape: Shape) -> VideoAdapter:
         for parameter in encoder.head[-1].parameters():
             nn.init.zeros_(parameter)
     return VideoAdapter(
-        encoder, LabelWhitening(shape.dim), config.logit_scale, config.learn_logit_scale, residual
+        encoder,
+        LabelWhitening(shape.dim),
+        config.logit_scale,
+        config.learn_logit_scale,
+        residual,
+        config.entities == "labels",
     )
 
 
@@ -551,7 +650,25 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _sizes(config: ModelConfig, dim: int) -> tuple[int, int]:
+def parameters_by_part(model: VideoAdapter) -> dict[str, int]:
+    """Trainable numbers by part of the model, the same parts of all blocks together; they sum to all of them."""
+    counts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            counts[_part(name)] += parameter.numel()
+    return dict(counts)
+
+
+def _part(name: str) -> str:
+    words = name.removeprefix("encoder.").split(".")
+    inside = words[2] if words[0] in ("blocks", "layers") else words[0]
+    names = {"conv": "convolution", "ffn": "feed_forward", "ffn_self": "feed_forward", "log_scale": "scales"}
+    names |= dict.fromkeys(("norm", "norm_self", "norm_cross", "norm_keys"), "norms")
+    return names.get(inside, inside)
+
+
+def block_sizes(config: ModelConfig, dim: int) -> tuple[int, int]:
+    """Width of the blocks and number of heads."""
     width = config.width or dim
     heads = config.heads or max(2, width // 64)
     if width % heads:
@@ -560,16 +677,14 @@ def _sizes(config: ModelConfig, dim: int) -> tuple[int, int]:
 
 
 def _alt(config: ModelConfig, shape: Shape) -> AltEncoder:
-    width, heads = _sizes(config, shape.dim)
-    blocks = [
-        Block(width, heads, config.ffn_ratio, config.kernel, config.dropout) for _ in range(config.blocks)
-    ]
+    width, heads = block_sizes(config, shape.dim)
+    blocks = [Block(width, heads, config) for _ in range(config.blocks)]
     return AltEncoder(
         _identities(config),
         _queries(config, shape, width),
-        _context(config, shape, width),
+        _context(config, shape, width) if config.has("ca") else None,
         blocks,
-        mlp(width, shape.dim),
+        mlp(width, shape.dim, config.mlp_ratio),
     )
 
 
@@ -579,20 +694,24 @@ def _identities(config: ModelConfig) -> Identities:
 
 
 def _queries(config: ModelConfig, shape: Shape, width: int) -> nn.Module:
-    alignment = Alignment(config.scale, config.learn_scale, config.tau, config.noise)
     builders: dict[str, Callable[[], nn.Module]] = {
         "aligned": lambda: AlignedQueries(
-            alignment, _pool(config, shape.dim), mlp(shape.dim, width), _time(config, shape, width)
+            Alignment(config.scale, config.learn_scale, config.tau, config.noise),
+            _pool(config, shape.dim),
+            mlp(shape.dim, width, config.mlp_ratio),
+            _time(config, shape, width),
+            Rematch(shape.dim) if config.rematch else CachedScores(),
+            config.align,
         ),
-        "cls": lambda: ClsQueries(mlp(shape.dim, width), _time(config, shape, width)),
+        "cls": lambda: ClsQueries(mlp(shape.dim, width, config.mlp_ratio), _time(config, shape, width)),
         "learned": lambda: LearnedQueries(shape.frames, width),
-        "tracks": lambda: TrackQueries(config.tracks, shape.frames, shape.dim, width),
+        "tracks": lambda: TrackQueries(config.tracks, shape.frames, shape.dim, width, config.mlp_ratio),
     }
     return builders[config.queries]()
 
 
 def _context(config: ModelConfig, shape: Shape, width: int) -> nn.Module:
-    project, time = mlp(shape.dim, width), _time(config, shape, width)
+    project, time = mlp(shape.dim, width, config.mlp_ratio), _time(config, shape, width)
     builders: dict[str, Callable[[], nn.Module]] = {
         "pooled": lambda: PooledContext(_pool(config, shape.dim), project, time),
         "regions": lambda: RegionContext(project, GeometryCode(width), time),
@@ -606,21 +725,27 @@ def _pool(config: ModelConfig, dim: int) -> nn.Module:
 
 
 def _time(config: ModelConfig, shape: Shape, width: int) -> nn.Module:
-    return TimeCode(shape.frames, width) if config.time_codes else NoTimeCode(shape.frames, width)
+    codes = {"fourier": TimeCode, "learned": LearnedTimeCode, "none": NoTimeCode}
+    return codes[config.time_codes](shape.frames, width)
+
+
+def temporal_layers(config: ModelConfig, shape: Shape) -> int:
+    """As many layers as bring the baseline nearest to the size of the ALT model of the same config."""
+    with torch.device("meta"):
+        models = _alt(config, shape), _temporal_encoder(config, shape, 0), _temporal_encoder(config, shape, 1)
+    target, none, one = map(count_parameters, models)
+    return max(1, round((target - none) / (one - none)))
 
 
 def _temporal(config: ModelConfig, shape: Shape) -> TemporalEncoder:
-    width, heads = _sizes(config, shape.dim)
+    return _temporal_encoder(config, shape, temporal_layers(config, shape))
 
-    def encoder(layers: int) -> TemporalEncoder:
-        stack: list[nn.Module] = [
-            TemporalLayer(width, heads, config.ffn_ratio, config.dropout) for _ in range(layers)
-        ]
-        # The same code of time as ALT's default, always: a small learned one would read order worse.
-        time = TimeCode(shape.frames, width)
-        return TemporalEncoder(mlp(shape.dim, width), time, stack, mlp(width, shape.dim))
 
-    # As many layers as bring the baseline nearest to the size of the ALT model of the same config.
-    with torch.device("meta"):
-        target, none, one = (count_parameters(m) for m in (_alt(config, shape), encoder(0), encoder(1)))
-    return encoder(max(1, round((target - none) / (one - none))))
+def _temporal_encoder(config: ModelConfig, shape: Shape, layers: int) -> TemporalEncoder:
+    width, heads = block_sizes(config, shape.dim)
+    stack: list[nn.Module] = [
+        TemporalLayer(width, heads, config.ffn_ratio, config.dropout) for _ in range(layers)
+    ]
+    # The same code of time as ALT's default, always: a small learned one would read order worse.
+    time = TimeCode(shape.frames, width)
+    return TemporalEncoder(mlp(shape.dim, width), time, stack, mlp(width, shape.dim))

@@ -32,6 +32,17 @@ def test_weights_come_back_bit_for_bit(tmp_path, run):
     assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_run_of_an_earlier_version_loads_as_it_was(run):
+    """Such a run has no variant and none of the options since, its recipe meant another form, codes were a switch."""
+    model = load_model(open_run(run), CPU).state_dict()
+    config = json.loads((run / "config.json").read_text())
+    since = "variant", "entities", "align", "rematch", "components", "conv", "ffn", "mlp_ratio"
+    old = {name: value for name, value in config.items() if name not in since}
+    (run / "config.json").write_text(json.dumps({**old, "recipe": "paper", "time_codes": True}))
+    again = load_model(open_run(run), CPU).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.items())
+
+
 def test_equal_weights_give_equal_bytes_whatever_the_strides(tmp_path):
     state = state_of(small_model())
     save_weights(tmp_path / "a", state)

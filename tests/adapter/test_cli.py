@@ -23,7 +23,7 @@ def data(learnable, label_set):
     return "--alignments", learnable, "--labels", label_set
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["predict"], ["explain"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["predict"], ["explain"], ["describe"]])
 def test_help_is_quick_and_never_imports_torch(command):
     code = (
         f"import sys; sys.argv = ['adapter', *{command!r}, '--help']\n"
@@ -55,6 +55,12 @@ def test_train_eval_predict_explain_in_a_row(tmp_path, data):
     assert done.exit_code == 0 and "72 of 72 videos predicted, 0 failed" in done.output
     done = call("explain", run, *data, "--out", tmp_path / "e.json", "--max-videos", "2", "--attention")
     assert done.exit_code == 0 and len(json.loads((tmp_path / "e.json").read_text())) == 2
+    assert "; frames " in done.output and "2 videos explained" in done.output
+    options = "--split", "test", "--max-videos", "3", "--deletion"
+    done = call("explain", run, *data, "--out", tmp_path / "d.json", *options)
+    assert done.exit_code == 0 and "3 videos; probability of the predicted class" in done.output
+    rows = json.loads((tmp_path / "d.json").read_text())["rows"]
+    assert {row["parts"] for row in rows} == {"entities", "regions", "frames"}
 
 
 def test_a_run_can_be_repeated_from_its_config(tmp_path, data):

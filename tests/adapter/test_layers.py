@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from adapter.layers import Attention, AttentionPool, TemporalConv, fourier, log_size, masked_mean
+from adapter.layers import Attention, AttentionPool, MeanPool, TemporalConv, fourier, log_size, masked_mean
 
 
 def test_attention_equals_a_slow_loop_and_its_weights_rebuild_it():
@@ -40,6 +40,18 @@ def test_temporal_convolution_with_one_token_a_frame_is_a_depthwise_convolution(
         torch.testing.assert_close(out[0, t, 0], expected)
 
 
+def test_dense_temporal_convolution_mixes_channels():
+    torch.manual_seed(0)
+    layer = TemporalConv(4, 3, dense=True)
+    torch.nn.init.normal_(layer.conv.weight)
+    tokens = torch.randn(1, 5, 1, 4)
+    out, padded = layer(tokens, torch.ones(1, 5, 1, dtype=torch.bool)), torch.zeros(7, 4)
+    padded[1:6] = tokens[0, :, 0]
+    for t in range(5):
+        expected = tokens[0, t, 0] + torch.einsum("oik,ki->o", layer.conv.weight, padded[t : t + 3])
+        torch.testing.assert_close(out[0, t, 0], expected)
+
+
 def test_temporal_convolution_adds_one_shift_to_all_tokens_of_a_frame():
     layer = TemporalConv(4, 3)
     torch.nn.init.normal_(layer.conv.weight)
@@ -54,6 +66,9 @@ def test_pools_ignore_masked_tokens_and_attention_pool_starts_as_the_mean():
     expected = tokens[:, :, :3].mean(2)
     torch.testing.assert_close(masked_mean(tokens, mask), expected)
     torch.testing.assert_close(AttentionPool(8)(tokens, mask), expected)
+    nothing = torch.zeros_like(mask)
+    for pool in (MeanPool(), AttentionPool(8)):
+        assert torch.equal(pool(tokens, nothing), torch.zeros(2, 3, 8))
 
 
 def test_codes_of_known_values():

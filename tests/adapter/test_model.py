@@ -7,16 +7,20 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapter.config import AdapterError, ModelConfig
+from adapter.config import VARIANTS, AdapterError, ModelConfig, make_settings
 from adapter.dataset import Batch
 from adapter.model import (
     Alignment,
     LabelWhitening,
+    Rematch,
     Shape,
+    aligned_to_labels,
+    aligned_tokens,
     build_model,
     count_parameters,
     gumbel,
     mean_cls,
+    parameters_by_part,
     scrambled,
     top_entities,
     track_codes,
@@ -27,7 +31,14 @@ FORMS = [
     {"queries": queries, "context": context}
     for queries in ("aligned", "tracks", "learned", "cls")
     for context in ("pooled", "regions", "cls")
-] + [{"pool": "attention", "context": "pooled"}, {"residual": "cls"}, {"model": "adapt_then_align"}]
+] + [
+    {"pool": "attention", "context": "pooled"},
+    {"residual": "cls"},
+    {"model": "adapt_then_align"},
+    {"rematch": True, "conv": "dense", "ffn": "each", "time_codes": "learned"},
+    {"entities": "labels", "align": "regions", "components": "ca"},
+    {"align": "cls", "components": "sa"},
+]
 
 
 def make_batch(videos=3, seed=0):
@@ -142,6 +153,173 @@ def test_without_noise_every_token_gets_its_best_entity():
     assert torch.equal(out.embeddings, entities[batch.topk_entity[..., 0]])
 
 
+@pytest.mark.parametrize("noise", ["never", "train"])
+def test_rematching_starts_at_the_cached_alignment_to_the_bit(noise):
+    batch, entities = make_batch(), make_entities()
+    # As a cache has them: scores of vectors that half precision has rounded since.
+    batch = replace(batch, embeddings=batch.embeddings.half().float())
+    layer = Rematch(DIM)
+    assert torch.equal(layer(batch, entities), batch.topk_score)
+    torch.manual_seed(0)
+    config = ModelConfig(blocks=1, rematch=True, noise=noise)
+    model = build_model(config, Shape(DIM, FRAMES)).eval()
+    plain = build_model(replace(config, rematch=False), Shape(DIM, FRAMES)).eval()
+    left = plain.load_state_dict(model.state_dict(), strict=False)
+    assert left.unexpected_keys == ["encoder.queries.scores.project.weight"] and not left.missing_keys
+    assert torch.equal(encode(model, batch).logits, encode(plain, batch).logits)
+
+
+def test_rematched_scores_are_cosines_of_the_moved_embeddings():
+    batch, entities, layer = make_batch(), make_entities(), Rematch(DIM)
+    torch.nn.init.normal_(layer.project.weight, std=0.3)
+    moved = batch.embeddings + batch.embeddings @ layer.project.weight.T
+    for place in ((0, 0, 0), (2, 4, 3)):
+        cosines = F.cosine_similarity(moved[place][None], entities[batch.topk_entity[place]], dim=-1)
+        torch.testing.assert_close(layer(batch, entities)[place], cosines)
+
+
+def test_rematching_learns_which_cached_entity_is_meant():
+    """The entity that tells the class is second in the cache, by a fixed rotation of the right embedding."""
+    torch.manual_seed(0)
+    entities, labels = make_entities(), make_labels()[:2]
+    twist = torch.linalg.qr(torch.randn(DIM, DIM)).Q
+
+    def draw(videos):
+        label = torch.randint(2, (videos,))
+        noisy = entities[label][:, None, None] + 0.1 * torch.randn(videos, FRAMES, TOKENS, DIM)
+        # In the cache every token shows entity 2 first, then 0 and 1.
+        score = torch.tensor([0.30, 0.28, 0.28]).expand(videos, FRAMES, TOKENS, -1)
+        ids = torch.tensor([2, 0, 1]).expand(videos, FRAMES, TOKENS, -1)
+        return replace(
+            make_batch(videos), embeddings=F.normalize(noisy, dim=-1) @ twist, topk_entity=ids,
+            topk_score=score, label=label,
+        )  # fmt: skip
+
+    def accuracy(rematch):
+        torch.manual_seed(1)
+        config = ModelConfig(blocks=1, rematch=rematch, components="sa", dropout=0.0, scale=20.0)
+        model = build_model(config, Shape(DIM, FRAMES))
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for _ in range(60):
+            batch = draw(64)
+            loss = F.cross_entropy(model(batch, entities, labels).logits, batch.label)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        batch = draw(200)
+        with torch.no_grad():
+            return (model.eval()(batch, entities, labels).logits.argmax(1) == batch.label).float().mean()
+
+    # Without cross-attention only the entities reach z.
+    assert accuracy(True) > 0.95 and accuracy(False) < 0.65
+
+
+def test_aligned_tokens_by_hand():
+    mask = torch.tensor([[[1, 1, 0], [1, 0, 0]]], dtype=torch.bool)
+    assert torch.equal(aligned_tokens(mask, "all"), mask)
+    assert aligned_tokens(mask, "cls").tolist() == [[[True, False, False]] * 2]
+    # The second frame has no region: its cls stays.
+    assert aligned_tokens(mask, "regions").tolist() == [[[False, True, False], [True, False, False]]]
+
+
+@pytest.mark.parametrize(("align", "deaf"), [("cls", slice(1, None)), ("regions", slice(0, 1))])
+def test_only_the_tokens_named_by_align_ask(align, deaf):
+    model, batch = make_model(align=align, context="pooled"), make_batch()
+    other = batch.topk_entity.clone()
+    other[:, :, deaf] = (other[:, :, deaf] + 1) % ENTITIES
+    assert torch.equal(encode(model, replace(batch, topk_entity=other)).z, encode(model, batch).z)
+    other = (batch.topk_entity + 1) % ENTITIES
+    assert not torch.equal(encode(model, replace(batch, topk_entity=other)).z, encode(model, batch).z)
+
+
+def test_label_entities_are_the_alignment_to_a_corpus_of_the_labels():
+    """As if the aligner had run with the class names as its corpus: the same top-k, the same prediction."""
+    batch, labels = make_batch(), make_labels()
+    cosines = batch.embeddings @ labels.T
+    score, ids = cosines.sort(dim=-1, descending=True, stable=True)
+    aligner = replace(batch, topk_entity=ids[..., :TOPK], topk_score=score[..., :TOPK])
+    ours = aligned_to_labels(batch, labels)
+    assert torch.equal(ours.topk_entity, aligner.topk_entity)
+    torch.testing.assert_close(ours.topk_score, aligner.topk_score)
+    by_labels, by_corpus = (make_model(entities=entities) for entities in ("labels", "corpus"))
+    by_corpus.load_state_dict(by_labels.state_dict())
+    with torch.no_grad():
+        expected = by_corpus(aligner, labels, labels).logits
+    torch.testing.assert_close(encode(by_labels, batch).logits, expected)
+    assert aligned_to_labels(batch, labels[:2]).topk_entity.shape[-1] == 2
+
+
+def test_alignment_is_not_rounded_by_mixed_precision():
+    batch, labels, entities = make_batch(), make_labels(), make_entities()
+    layer = Rematch(DIM)
+    torch.nn.init.normal_(layer.project.weight, std=0.3)
+    exact = aligned_to_labels(batch, labels), layer(batch, entities)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = aligned_to_labels(batch, labels), layer(batch, entities)
+    assert torch.equal(mixed[0].topk_score, exact[0].topk_score) and torch.equal(mixed[1], exact[1])
+
+
+# ---------------------------------------------------------------- forms of a block
+
+
+def test_components_leave_out_what_they_do_not_name():
+    forms = ("sa", "ca", "sa+ca", "ca+conv", "sa+ca+conv")
+    models = {form: make_model(components=form, context="pooled") for form in forms}
+    batch = make_batch()
+    other = replace(batch, embeddings=F.normalize(torch.randn_like(batch.embeddings), dim=-1))
+    for form, model in models.items():
+        blind = torch.equal(encode(model, batch).z, encode(model, other).z)
+        assert blind == (form == "sa"), "without cross-attention only entities reach z"
+        names = {name.split(".")[3] for name in model.state_dict() if ".blocks." in name}
+        assert ("self_attention" in names) == ("sa" in form.split("+"))
+        assert ("cross_attention" in names) == ("ca" in form.split("+"))
+        assert ("conv" in names) == ("conv" in form)
+    with pytest.raises(AdapterError, match="components=sa"):
+        models["sa"].encoder.attention(batch, make_entities())
+
+
+def test_without_self_attention_queries_do_not_see_each_other():
+    model, batch = make_model(components="ca", context="cls", time_codes="none"), make_batch()
+    encoder, entities = model.encoder, make_entities()
+    tokens = encoder.queries(batch, entities).tokens
+    context = encoder.context(batch)
+    mask = batch.mask[:, :, 0]
+    changed = tokens.clone()
+    changed[:, 1] += 1.0
+    for components, alone in (("ca", True), ("sa+ca", False)):
+        block = make_model(components=components, context="cls").encoder.blocks[0]
+        before, after = (block(x, mask, context)[:, 0] for x in (tokens, changed))
+        assert torch.equal(before, after) == alone
+
+
+@pytest.mark.parametrize(
+    ("dim", "blocks", "paper"), [(512, 4, 38.4), (768, 6, 437.1 - 303.97 - 19_160 * 768 / 1e6)]
+)
+def test_the_paper_variant_has_about_the_papers_parameters(dim, blocks, paper):
+    """38.4 M are tuned with a frozen B/16; L/14's is the total less ViT and the corpus that B/16's total implies."""
+    config = make_settings({"variant": "paper", "blocks": blocks}).model
+    with torch.device("meta"):
+        model = build_model(config, Shape(dim, 8))
+    assert count_parameters(model) / 1e6 == pytest.approx(paper, rel=0.02)
+    parts = parameters_by_part(model)
+    assert sum(parts.values()) == count_parameters(model)
+    square = dim * dim
+    assert parts["self_attention"] == parts["cross_attention"] == blocks * 4 * (square + dim)
+    assert parts["convolution"] == blocks * (3 * square + dim)
+    assert parts["feed_forward"] == blocks * 2 * (8 * square + 7 * dim)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_runs_and_counts_all_its_parameters(variant):
+    torch.manual_seed(0)
+    model = build_model(make_settings({"variant": variant, "blocks": 1}).model, Shape(DIM, FRAMES))
+    out = model(make_batch(), make_entities(), make_labels())
+    F.cross_entropy(out.logits, torch.tensor([0, 1, 2])).backward()
+    learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert not [name for name, p in learned.items() if p.grad is None]
+    assert sum(parameters_by_part(model).values()) == sum(p.numel() for p in learned.values())
+
+
 # ---------------------------------------------------------------- invariants of the whole
 
 
@@ -172,6 +350,22 @@ def test_masked_regions_do_not_matter(form):
     torch.testing.assert_close(encode(model, padded).z, expected)
 
 
+@pytest.mark.parametrize("form", [*FORMS, {"model": "mean_pool"}], ids=str)
+def test_a_frame_that_is_left_out_does_not_matter(form):
+    model, batch = make_model(**form), make_batch()
+    batch.mask[:, 2] = False
+    junk = replace(
+        batch,
+        embeddings=torch.where(batch.mask[..., None], batch.embeddings, 7.0),
+        topk_entity=torch.where(batch.mask[..., None], batch.topk_entity, 0),
+        topk_score=torch.where(batch.mask[..., None], batch.topk_score, 9.0),
+        geometry=torch.where(batch.mask[..., None], batch.geometry, 0.3),
+    )
+    left_out = encode(model, batch).z
+    assert left_out.isfinite().all()
+    torch.testing.assert_close(encode(model, junk).z, left_out)
+
+
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_the_order_of_regions_within_a_frame_does_not_matter(form):
     model, batch = make_model(**form), make_batch()
@@ -187,7 +381,7 @@ def test_the_order_of_regions_within_a_frame_does_not_matter(form):
     [
         {},
         {"queries": "tracks", "context": "cls"},
-        {"context": "pooled", "time_codes": False},
+        {"context": "pooled", "time_codes": "none", "conv": "dense"},
         {"model": "adapt_then_align"},
     ],
     ids=str,
@@ -199,14 +393,14 @@ def test_the_order_of_frames_matters(form):
 
 def test_without_convolution_and_time_codes_the_pooled_form_is_blind_to_order():
     torch.manual_seed(0)
-    config = ModelConfig(blocks=2, context="pooled", time_codes=False)
+    config = ModelConfig(blocks=2, context="pooled", time_codes="none")
     model, batch = build_model(config, Shape(DIM, FRAMES)).eval(), make_batch()
     torch.testing.assert_close(encode(model, batch).z, encode(model, batch.reversed()).z)
 
 
 def test_the_convolution_alone_can_learn_order():
     torch.manual_seed(0)
-    config = ModelConfig(blocks=1, context="pooled", time_codes=False, dropout=0.0)
+    config = ModelConfig(blocks=1, context="pooled", time_codes="none", dropout=0.0)
     model, entities = build_model(config, Shape(DIM, FRAMES)), make_entities()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
 
