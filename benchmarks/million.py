@@ -106,6 +106,7 @@ def some_rows(manifest: dict) -> Any:
     sizes[0], sizes[1] = 0, patches - sizes[2:].sum()
     vectors = random.standard_normal((tokens, dim)).astype(np.float32)
     return VideoRows(
+        view=np.zeros(tokens, np.int16),
         frame_index=np.zeros(tokens, np.int32),
         time_s=np.zeros(tokens),
         region_index=np.arange(tokens, dtype=np.int16),

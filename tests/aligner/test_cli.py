@@ -1,6 +1,7 @@
 """The commands as users and scripts call them: exit codes, messages, bad input, quick help."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -209,9 +210,11 @@ def test_a_damaged_marker_is_work_to_do(call: Callable, options: list, tmp_path:
     assert call("run", *options).exit_code == 0 and call("verify", out).stdout == "ok\n"
 
 
-def test_damaged_failures_are_a_message(call: Callable, options: list, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    call("run", *options)
+def test_damaged_failures_are_a_message(call: Callable, options: list, clips: Path, tmp_path: Path) -> None:
+    out, broken = tmp_path / "out", tmp_path / "broken"
+    shutil.copytree(clips, broken)
+    (broken / "text.mp4").write_text("no video")
+    assert call("run", *options, "--videos", broken).exit_code == 2
     (out / artifact.failures_name(0)).write_bytes(b"PAR1")
     refused(call("status", out), "failures-00000.parquet cannot be read", "aligner verify")
     assert call("verify", out).exit_code == 1

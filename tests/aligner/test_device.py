@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def vectors(out: Path, video: str) -> np.ndarray:
-    return artifact.vectors(artifact.read_video(out, video)["embedding"])
+    return artifact.vectors(artifact.read_video(out, video))
 
 
 def frame_vectors(out: Path, video: str) -> np.ndarray:

@@ -40,7 +40,7 @@ def expected(out: Path) -> pd.DataFrame:
     rows = []
     for path in sorted(out.glob("shard-*.parquet")):
         table = pq.read_table(path)
-        vectors = artifact.vectors(table["embedding"]).astype(np.float32)
+        vectors = artifact.vectors(table).astype(np.float32)
         for row, vector in zip(table.to_pylist(), vectors, strict=True):
             bits = "".join(f"{byte:08b}" for byte in row["patch_map"])
             video = about[row["video_id"]]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,14 +73,21 @@ def test_missing_files_and_a_changed_manifest(done: Path) -> None:
 
 
 def test_a_folder_of_version_2_is_whole_as_it_is(settings: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Version 2 had the rows of today's fp16, and no word for it in the manifest."""
+    """Version 2 had the rows of today's fp16 but for their view, and no word for it in the manifest."""
     monkeypatch.setattr(artifact, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(artifact, "SORTED_BY", tuple(name for name in artifact.SORTED_BY if name != "view"))
+    monkeypatch.setattr(artifact, "_table", partial(_without_view, artifact._table))
     content = run._manifest_content
     monkeypatch.setattr(run, "_manifest_content", lambda *given: _without_store(content(*given)))
     run.run(settings())
     monkeypatch.undo()
     assert "store" not in artifact.read_manifest(settings().out)["config"]
     assert verify(settings().out) == [] and "stored as fp16" in "\n".join(summary(settings().out))
+
+
+def _without_view(table: Callable, video_id: str, rows: object, schema: pa.Schema) -> pa.Table:
+    today = schema.insert(1, pa.field("view", pa.int16(), False))
+    return table(video_id, rows, today).drop_columns(["view"]).cast(schema)
 
 
 def _without_store(content: dict) -> dict:
