@@ -59,7 +59,7 @@ def test_whole_pictures_of_several_sizes_are_cut_after_all() -> None:
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, shape, np.uint8) for shape in ((40, 50, 3), (60, 50, 3))]
     cutter = Cutter((32, 32), whole=True)
-    assert all(cutter(picture) is picture for picture in pictures)
+    assert all(np.shares_memory(cutter(picture), picture) for picture in pictures)
     assert np.array_equal(cutter.stack([pictures[0]] * 2), np.stack([pictures[0]] * 2))
     plain = replace(cutter, whole=False)
     assert np.array_equal(cutter.stack(pictures), np.stack([plain(picture) for picture in pictures]))
