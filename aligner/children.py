@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import LifoQueue
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from aligner.config import AlignerError
 
@@ -214,14 +214,20 @@ def each_in_children(
 # In the child.
 
 
-def serve() -> None:
-    """Answer calls until the parent closes the pipe."""
+def answers_alone() -> BinaryIO:
+    """The pipe to the parent, for a child that leaves signals to it and prints nothing between its answers."""
     # A scheduler signals every process of a job: the parent alone decides what to do about it.
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not get between the answers
+    return answers
+
+
+def serve() -> None:
+    """Answer calls until the parent closes the pipe."""
+    answers = answers_alone()
     _stand_back()
     importlib.import_module(sys.argv[1].partition(":")[0])
     with contextlib.suppress(BrokenPipeError):  # the parent is gone

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from aligner.children import answers_alone
 from aligner.config import AlignConfig
 from aligner.launch import Message, processes_of
 
@@ -132,12 +133,7 @@ def cores() -> int:
 
 def serve() -> None:
     """Carry out orders until the parent closes the pipe, or is gone."""
-    # A scheduler signals every process of a job: the parent alone decides what to do about it.
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    words = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints must not get between the words
+    words = answers_alone()
     from aligner.worker import Worker
 
     worker = Worker(json.loads(sys.stdin.readline()))
@@ -146,7 +142,7 @@ def serve() -> None:
     said = worker.begin()
     while True:
         for message in said:
-            words.write(json.dumps(message) + "\n")
+            words.write(json.dumps(message).encode() + b"\n")
             words.flush()
         said = worker.fill(orders.get())
 
