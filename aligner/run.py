@@ -366,7 +366,7 @@ def _fill(job: Job, todo: list[int], report: AlignReport, display: Callable[[int
     videos = sum(len(job.plan.shard(shard)) for shard in todo)
     if not todo:
         return
-    with _stop_signals(job.config.grace_seconds) as stop, display(videos) as progress:
+    with stop_signals(job.config.grace_seconds) as stop, display(videos) as progress:
         try:
             for shard, marker in fill(job, todo, progress, stop):
                 report.count(job.config.out, shard, marker)
@@ -376,7 +376,7 @@ def _fill(job: Job, todo: list[int], report: AlignReport, display: Callable[[int
 
 
 @contextmanager
-def _stop_signals(grace_s: float) -> Iterator[Stop]:
+def stop_signals(grace_s: float) -> Iterator[Stop]:
     """Listen to a scheduler's SIGTERM and SIGUSR1, which leave a grace time, and to Ctrl-C, which does not.
 
     Only the main thread may listen.
