@@ -36,6 +36,8 @@ from aligner.merging import (
 )
 from aligner.towers import Heads, Tower, tower_of
 
+# Heads of what is attended to: the tokens, and prompts where there are any.
+Keys = Float[Tensor, "frames heads keys channels"]
 # Attribute of an image tower, and file beside a model's weights, that hold prompts (`alt finetune --prompts`).
 PROMPTS = "prompts"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -178,7 +180,7 @@ class ClipRegionEncoder:
 
     def _with_prompts(
         self, layer: int, k: Heads, v: Heads, sizes: Float[Tensor, "frames tokens"] | None
-    ) -> tuple[Heads, Heads, Float[Tensor, "frames keys"] | None]:
+    ) -> tuple[Keys, Keys, Float[Tensor, "frames keys"] | None]:
         """Keys and values of the tokens, and behind them those of the block's prompts.
 
         What a block makes of its prompts is thrown away (the next block has its own), so they ask nothing: they are
@@ -225,8 +227,8 @@ def rope_of(
 
 def mix(
     q: Heads,
-    k: Float[Tensor, "frames heads keys channels"],
-    v: Float[Tensor, "frames heads keys channels"],
+    k: Keys,
+    v: Keys,
     sizes: Float[Tensor, "frames keys"] | None = None,
     dense: str = "none",
 ) -> Heads:

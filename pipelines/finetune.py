@@ -133,8 +133,9 @@ def finetune(
     started = time.perf_counter()
     make_room(out, force)
     session = Session.open(inputs, config, adapter_options or {})
+    learning = " and ".join(f"{count:,} of the {part}" for part, count in session.tuner.parameters.items())
     say(
-        f"{session.tuner.parameters} parameters learn, {len(session.data.train)} videos, {session.steps} steps an epoch"
+        f"parameters that learn: {learning}; {len(session.data.train)} videos, {session.steps} steps an epoch"
     )
     report = TuneReport(out, session.tuner.parameters, session.data.counts)
     with stop_signals(0.0) as stop:

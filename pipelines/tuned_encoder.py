@@ -66,14 +66,16 @@ class TunedEncoder(ClipRegionEncoder):
     def _new_prompts(self, count: int) -> nn.Parameter:
         reference = next(self.tower.module.parameters())
         with torch.no_grad():
-            blank = torch.zeros(1, 3, *self._input_size(), device=reference.device)
+            blank = torch.zeros(1, 3, *self.input_size, device=reference.device)
             width = self.tower.embed(blank)[0].shape[-1]
         drawn = torch.randn(len(self.tower.blocks), count, width) * PROMPT_DEVIATION
         prompts = nn.Parameter(drawn.to(reference.device))
         setattr(self.tower.module, PROMPTS, prompts)
         return prompts
 
-    def _input_size(self) -> tuple[int, int]:
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the pictures it takes."""
         size = self.preprocess_config["size"]
         return (size, size) if isinstance(size, int) else tuple(size)
 

@@ -127,7 +127,8 @@ class Tuner:
         self.scaler.unscale_(self.optimizer)
         if self.clip_norm:
             nn.utils.clip_grad_norm_(weights, self.clip_norm)
-        self.scaler.step(self.optimizer)
+        with out_of_memory_told():
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
