@@ -44,8 +44,8 @@ class ClipFeed:
             tuple(settings["image_size"]),
             settings["resize_mode"],
             settings["interpolation"],
-            settings["fill_color"],
-            settings["crops"],
+            settings.get("fill_color", 0),
+            settings.get("crops", 1),
         )
 
     def __enter__(self) -> "ClipFeed":

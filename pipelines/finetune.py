@@ -34,7 +34,7 @@ from adapter.model import Shape, VideoAdapter, build_model
 from adapter.train import TrainData, choose_device, learning_rate, prepare, seeded
 from aligner.encoder import load_clip
 from aligner.engine import Stop
-from aligner.plan import make_plan
+from aligner.plan import FRAME_RATE, make_plan
 from aligner.run import stop_signals
 from corpus_builder import artifact as corpora
 from pipelines.clip_feed import ClipFeed
@@ -192,7 +192,7 @@ class Session:
         cached = alignments.manifest["config"]
         with seeded(config.seed):
             adapter = start_adapter(inputs.run, settings, alignments, data.labels, device)
-            encoder = TunedEncoder(clip, cached["merge"], cached["dense"], config, device)
+            encoder = TunedEncoder(clip, cached["merge"], cached.get("dense", "none"), config, device)
         tuner = Tuner(
             encoder,
             adapter,
@@ -203,7 +203,11 @@ class Session:
             config,
         )
         plan = make_plan(
-            inputs.videos, cached["videos_per_shard"], inputs.videos_root, True, cached["frame_rate"]
+            inputs.videos,
+            cached["videos_per_shard"],
+            inputs.videos_root,
+            True,
+            cached.get("frame_rate", FRAME_RATE),
         )
         feed = ClipFeed(plan, cached, len(data.labels.labels), config, device)
         missing = [
@@ -308,7 +312,7 @@ def adapter_settings(run: Path | None, config: TuneConfig, options: dict[str, An
     """The adapter's settings: those of its run, or its defaults and ``options``; the recipe is the tuning's.
 
     Raises:
-        PipelineError: options of the model's form for a model that is already there.
+        PipelineError: options of the model's form for a model that is already there, or those that the tuning has.
     """
     form = set(options) & set(ModelConfig.__dataclass_fields__)
     if run and form:

@@ -318,11 +318,13 @@ def test_what_does_not_fit_is_refused(
         opened(miniature, precision="fp16")
     with pytest.raises(PipelineError, match="the form of run alt is settled"):
         Session.open(inputs, config, {"blocks": 2})
+    with pytest.raises(PipelineError, match="an option of its own"):
+        Session.open(inputs, config, {"epochs": 2})
     with pytest.raises(ValueError, match="another model"):
         Session.open(replace(inputs, model=other_clip), config, {})
     with pytest.raises(PipelineError, match="no such label set"):
         inputs_of(miniature.out, label_set="other")
-    with pytest.raises(PipelineError, match="gives? no|not in"):
+    with pytest.raises(PipelineError, match="are not in .*videos, such as"):
         Session.open(replace(inputs, videos=miniature.alignments.videos.parent / "videos"), config, {})
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(PipelineError, match="thesis.txt"):
