@@ -3,6 +3,7 @@
 Token merging, blocks and head are the aligner's; matching is, too. What is here only decides what gets a gradient.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,8 @@ def write_clip(clip: nn.Module, model: str, folder: Path) -> dict[str, Any]:
         PipelineError: what was written does not load as what it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if model.startswith("local-dir:"):
+        _copy_tokenizer(Path(model.removeprefix("local-dir:")), folder)
     prompts = getattr(clip.visual, PROMPTS, None)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in clip.state_dict().items()}
     state.pop(f"visual.{PROMPTS}", None)
@@ -187,3 +190,10 @@ def write_clip(clip: nn.Module, model: str, folder: Path) -> dict[str, Any]:
             f"the model in {folder} does not read back as it was written; is the disk full or failing?"
         )
     return info
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    """The small files beside a model's weights: a tokenizer of its own, if it has one."""
+    for file in sorted(source.iterdir()):
+        if file.suffix in (".json", ".txt", ".model") and file.name != "open_clip_config.json":
+            shutil.copyfile(file, folder / file.name)

@@ -185,6 +185,15 @@ def test_the_written_model_is_the_one_in_memory(
     session.tuner.learn(four, 0.1, 4)
     session.tuner.step(1.0)
     info = write_clip(session.clip, session.inputs.model, tmp_path / "clip")
+    written = {path.name for path in (tmp_path / "clip").iterdir()}
+    assert (
+        written
+        == {"open_clip_config.json", "open_clip_model.safetensors"}
+        | {
+            "full": set(),
+            "prompts": {"prompts.safetensors"},
+        }[mode]
+    )
     again, found = load_clip(f"local-dir:{tmp_path / 'clip'}")
     assert found == info and found["weights_sha256"] != session.alignments.model["weights_sha256"]
     assert load_text_encoder(f"local-dir:{tmp_path / 'clip'}").info == info
