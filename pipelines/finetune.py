@@ -37,7 +37,7 @@ from aligner.engine import Stop
 from aligner.plan import FRAME_RATE, make_plan
 from aligner.run import stop_signals
 from corpus_builder import artifact as corpora
-from pipelines.clip_feed import ClipFeed
+from pipelines.feed import ClipFeed
 from pipelines.config import PipelineConfig, check_config
 from pipelines.errors import PipelineError
 from pipelines.ledger import Ledger, sha256_of, write_text
@@ -318,6 +318,10 @@ def adapter_settings(run: Path | None, config: TuneConfig, options: dict[str, An
     if run and form:
         raise PipelineError(
             f"--set {', '.join(sorted(form))}: the form of run {run.name} is settled; use --fresh"
+        )
+    if clash := set(options) & set(config.adapter_options()):
+        raise PipelineError(
+            f"--set {', '.join(sorted(clash))}: `alt finetune` has an option of its own for that"
         )
     trained = open_run(run).config if run else {}
     return make_settings(trained | config.adapter_options() | options)
