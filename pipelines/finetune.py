@@ -37,9 +37,9 @@ from aligner.engine import Stop
 from aligner.plan import FRAME_RATE, make_plan
 from aligner.run import stop_signals
 from corpus_builder import artifact as corpora
-from pipelines.feed import ClipFeed
 from pipelines.config import PipelineConfig, check_config
 from pipelines.errors import PipelineError
+from pipelines.feed import ClipFeed
 from pipelines.ledger import Ledger, sha256_of, write_text
 from pipelines.predict import find_pipeline, find_source
 from pipelines.tuned_encoder import TunedEncoder, write_clip
