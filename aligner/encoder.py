@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from open_clip.constants import IMAGENET_MEAN, IMAGENET_STD, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from aligner.config import AlignerError, did_you_mean
@@ -35,6 +36,10 @@ from aligner.merging import (
 )
 from aligner.towers import Heads, Tower, tower_of
 
+# Heads of what is attended to: the tokens, and prompts where there are any.
+Keys = Float[Tensor, "frames heads keys channels"]
+# Attribute of an image tower, and file beside a model's weights, that hold prompts (`alt finetune --prompts`).
+PROMPTS = "prompts"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -116,6 +121,8 @@ class ClipRegionEncoder:
         # Channels last is how pictures arrive, so that they are not copied into another order.
         self.tower.module.to(memory_format=torch.channels_last)
         self.dtype = DTYPES[precision]
+        # Learned tokens of every block, where the model was tuned with any (Float[Tensor, "blocks prompts width"]).
+        self.prompts: Tensor | None = getattr(self.tower.module, PROMPTS, None)
         self.proportional_attention = proportional_attention
         self.dense = dense
         self.grid = self.tower.grid
@@ -171,9 +178,25 @@ class ClipRegionEncoder:
             rope = rope_of(tokens.rope[layer], tokens.place if tokens.merged else None)
             q, k = block.rotate(q, rope), block.rotate(k, rope)
         sizes = tokens.sizes if tokens.merged and self.proportional_attention else None
+        if self.prompts is not None and dense == "none":
+            k, v, sizes = self._with_prompts(layer, k, v, sizes)
         tokens = replace(tokens, x=tokens.x + block.finish(mix(q, k, v, sizes, dense)))
         tokens = self._merge(tokens, metric, self.schedule[layer])
         return replace(tokens, x=tokens.x + block.mlp(tokens.x))
+
+    def _with_prompts(
+        self, layer: int, k: Heads, v: Heads, sizes: Float[Tensor, "frames tokens"] | None
+    ) -> tuple[Keys, Keys, Float[Tensor, "frames keys"] | None]:
+        """Keys and values of the tokens, and behind them those of the block's prompts.
+
+        What a block makes of its prompts is thrown away (the next block has its own), so they ask nothing: they are
+        keys and values only, and never merge.
+        """
+        assert self.prompts is not None
+        prompts = self.prompts[layer].to(k.dtype).expand(len(k), -1, -1)
+        _, more_k, more_v = self.tower.blocks[layer].project(prompts)
+        sizes = None if sizes is None else F.pad(sizes, (0, prompts.shape[1]), value=1.0)
+        return torch.cat([k, more_k.to(k.dtype)], 2), torch.cat([v, more_v.to(v.dtype)], 2), sizes
 
     def _merge(self, tokens: Tokens, metric: Float[Tensor, "frames tokens channels"], r: int) -> Tokens:
         """Merge r pairs of patches; of the prefix tokens, all but the last are held out and that one is protected."""
@@ -209,7 +232,11 @@ def rope_of(
 
 
 def mix(
-    q: Heads, k: Heads, v: Heads, sizes: Float[Tensor, "frames tokens"] | None = None, dense: str = "none"
+    q: Heads,
+    k: Keys,
+    v: Keys,
+    sizes: Float[Tensor, "frames keys"] | None = None,
+    dense: str = "none",
 ) -> Heads:
     """Mix the values of the tokens by attention, or by what stands in for it in the last block.
 
@@ -228,8 +255,7 @@ def mix(
         return v
     bias = None
     if sizes is not None:
-        f, _, t, _ = q.shape
-        bias = sizes.log().to(q.dtype)[:, None, None, :].expand(f, 1, t, t)
+        bias = sizes.log().to(q.dtype)[:, None, None, :].expand(-1, 1, q.shape[2], -1)
     if dense == "self":
         by_queries = F.scaled_dot_product_attention(q, q, v, attn_mask=bias)
         return by_queries + F.scaled_dot_product_attention(k, k, v, attn_mask=bias)
@@ -266,6 +292,8 @@ def load_clip(model: str, pretrained: str | None = None) -> tuple[nn.Module, dic
     schema = model.partition(":")[0] if model.startswith(("hf-hub:", "local-dir:")) else None
     weights = _checked_weights(model, pretrained, schema)
     clip = _create(model, weights) if weights is not None or schema else _create_random(model)
+    if schema == "local-dir":
+        _attach_prompts(clip, Path(model.partition(":")[2]) / f"{PROMPTS}.safetensors")
     info = {
         "name": f"local-dir:{Path(model.partition(':')[2]).name}" if schema == "local-dir" else model,
         "pretrained": _weights_name(pretrained),
@@ -323,6 +351,12 @@ def _check_folder(folder: Path) -> None:
                 f"--model local-dir:{folder} needs open_clip_config.json and open_clip_model.safetensors; "
                 f"{name} is missing"
             )
+
+
+def _attach_prompts(clip: nn.Module, file: Path) -> None:
+    """Learned prompts become part of the image tower, and so of the model's identity."""
+    if file.is_file():
+        setattr(_visual(clip), PROMPTS, nn.Parameter(load_file(file)[PROMPTS], requires_grad=False))
 
 
 def published_preprocessing(model: str) -> dict[str, Any]:

@@ -387,7 +387,7 @@ def run(
         work = partial(_launch, pool, launch.task_of(job, settings), warn) if pool else partial(_fill, job)
         del job  # with a pool the model is the workers' to hold
         if todo:
-            with _stop_signals(settings.grace_seconds) as stop, display(videos) as progress:
+            with stop_signals(settings.grace_seconds) as stop, display(videos) as progress:
                 work(todo, report, progress, stop)
     report.seconds = round(time.monotonic() - start, 3)
     return report
@@ -472,7 +472,7 @@ def _launch(
 
 
 @contextmanager
-def _stop_signals(grace_s: float) -> Iterator[Stop]:
+def stop_signals(grace_s: float) -> Iterator[Stop]:
     """Listen to a scheduler's SIGTERM and SIGUSR1, which leave a grace time, and to Ctrl-C, which does not.
 
     Only the main thread may listen.

@@ -28,6 +28,7 @@ BATCH = {"cpu": 8, "cuda": 256}
 STEP = 4
 """Lengths are rounded up to a multiple of so many tokens: few kinds of batches, little padding."""
 SEED = 0
+PROMPTS = "prompts.safetensors"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -295,10 +296,21 @@ def _create(name: str, pretrained: str | None) -> Any:
     import open_clip
 
     if pretrained != "none":
-        return open_clip.create_model(name, pretrained=pretrained, precision="fp32", require_pretrained=True)
+        model = open_clip.create_model(name, pretrained=pretrained, precision="fp32", require_pretrained=True)
+        if name.startswith("local-dir:"):
+            _attach_prompts(model, Path(name.removeprefix("local-dir:")) / PROMPTS)
+        return model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         return open_clip.create_model(name, precision="fp32", pretrained_text=False)
+
+
+def _attach_prompts(model: Any, file: Path) -> None:
+    """Prompts of the image tower that `alt finetune` learned belong to the model's identity, as in the aligner."""
+    if file.is_file():
+        from safetensors.torch import load_file
+
+        model.visual.prompts = torch.nn.Parameter(load_file(file)["prompts"], requires_grad=False)
 
 
 def _why(name: str, pretrained: str | None, error: Exception) -> str:

@@ -1,18 +1,23 @@
 """The ``alt`` command: what spans the stages. Options only; the work is in the files named inside each command."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from pipelines import __version__
-from pipelines.errors import USER_ERRORS
-
-EXIT_DONE, EXIT_NOT_DONE, EXIT_DONE_WITH_FAILURES = 0, 1, 2
+from pipelines.cli_finetune import finetune_cli
+from pipelines.options import (
+    EXIT_DONE,
+    EXIT_DONE_WITH_FAILURES,
+    EXIT_NOT_DONE,
+    AsJson,
+    Quiet,
+)
+from pipelines.options import errors as _errors
+from pipelines.options import say as _say
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,26 +25,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Align before Adapt: recognise actions in video by aligning regions with named entities first.\n\n"
     "`alt demo` shows everything on drawn videos in a few minutes. `alt run` does the same for your data from one "
-    "config; `alt predict` applies a trained run to your own files. The stages by themselves: `corpus-builder`, "
+    "config; `alt finetune` tunes its CLIP and adapter together; `alt predict` applies a trained run to your own "
+    "files. The stages by themselves: `corpus-builder`, "
     "`aligner`, `adapter`.",
 )
-
-Quiet = Annotated[bool, typer.Option("--quiet", help="Only errors and the result.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """One message and exit code 1 for what a user can mend; anything else is a bug and stays loud."""
-    try:
-        yield
-    except (*USER_ERRORS, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(EXIT_NOT_DONE) from None
-
-
-def _say(quiet: bool) -> Any:
-    return (lambda line: None) if quiet else (lambda line: typer.echo(line, err=True))
 
 
 def _version(asked: bool) -> None:
@@ -156,6 +145,9 @@ def predict_cli(
             )
             typer.echo(f"{item.video}: {item.error or ranked}")
     raise typer.Exit(EXIT_DONE_WITH_FAILURES if any(item.error for item in found) else EXIT_DONE)
+
+
+app.command("finetune")(finetune_cli)
 
 
 @app.command("doctor")

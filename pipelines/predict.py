@@ -40,17 +40,25 @@ class Source:
 
 
 def find_source(run: Path) -> Source:
-    """The pipeline folder that a run belongs to; ``run`` is ``OUT/runs/NAME``, or ``OUT`` itself.
+    """The pipeline folder that a run belongs to, and the run's adapter; ``run`` is as in ``find_pipeline``.
 
     Raises:
         PipelineError: no trained run there, or one that ``alt run`` did not make.
     """
+    config, layout = find_pipeline(run)
+    return Source(config, layout, _adapter_name(run, layout.root, config))
+
+
+def find_pipeline(run: Path) -> tuple[PipelineConfig, Layout]:
+    """Config and folder of an earlier ``alt run``; ``run`` is ``OUT/runs/NAME``, or ``OUT`` itself.
+
+    Raises:
+        PipelineError: no such folder.
+    """
     for root in (run, *run.parents[:2]):
         if (root / CONFIG_FILE).is_file():
             raw = yaml.safe_load((root / CONFIG_FILE).read_text(encoding="utf-8"))
-            config = check_config(raw, root, CONFIG_FILE, inputs=False)
-            adapter = _adapter_name(run, root, config)
-            return Source(config, Layout(root), adapter)
+            return check_config(raw, root, CONFIG_FILE, inputs=False), Layout(root)
     raise PipelineError(
         f"--run {run} has no {CONFIG_FILE} beside or above it; give the --out folder of an `alt run` or `alt demo`, "
         "or one of its runs/NAME. With stages run by hand, use `aligner run` and `adapter predict`"
@@ -58,7 +66,9 @@ def find_source(run: Path) -> Source:
 
 
 def _adapter_name(run: Path, root: Path, config: PipelineConfig) -> str:
-    trained = [name for name in config.adapters if (Layout(root).run(name) / "manifest.json").is_file()]
+    # Beside those of the config there may be one that `alt finetune` made.
+    names = dict.fromkeys([*config.adapters, *sorted(path.name for path in (root / "runs").glob("*"))])
+    trained = [name for name in names if (Layout(root).run(name) / "manifest.json").is_file()]
     if not trained:
         raise PipelineError(f"{root} holds no trained adapter; `alt run {root / CONFIG_FILE}` trains one")
     if run == root:

@@ -14,6 +14,7 @@ PROVIDES = {
     "transformers": "transformers",
     "openai": "openai",
     "torch": "torch",
+    "torchvision": "torchvision",
     "open_clip_torch": "open_clip",
     "timm": "timm",
     "nltk": "nltk",

@@ -1,0 +1,29 @@
+"""What the commands of ``alt`` have in common: exit codes, options, and how one ends on a problem. No heavy import."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from pipelines.errors import USER_ERRORS
+
+EXIT_DONE, EXIT_NOT_DONE, EXIT_DONE_WITH_FAILURES = 0, 1, 2
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="Only errors and the result.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """One message and exit code 1 for what a user can mend; anything else is a bug and stays loud."""
+    try:
+        yield
+    except (*USER_ERRORS, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXIT_NOT_DONE) from None
+
+
+def say(quiet: bool) -> Callable[[str], None]:
+    """Lines for people go to standard error, or nowhere."""
+    return (lambda line: None) if quiet else (lambda line: typer.echo(line, err=True))
