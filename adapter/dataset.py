@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -30,12 +30,13 @@ class Batch:
     """Videos stacked; tokens are cls (0) and regions, padded where ``mask`` is False.
 
     ``embeddings`` are of every token, or of cls alone (store topk); ``geometry`` is centroid x, y and area
-    share; ``times`` seconds; ``label`` -1 where unknown.
+    share; ``times`` seconds; ``label`` -1 where unknown. On the way to a device embeddings are float16 and
+    entities int32, as cached; ``to`` widens them there.
     """
 
     embeddings: Float[Tensor, "videos frames held dim"]
     norms: Float[Tensor, "videos frames tokens"]
-    topk_entity: Int64[Tensor, "videos frames tokens topk"]
+    topk_entity: Int[Tensor, "videos frames tokens topk"]
     topk_score: Float[Tensor, "videos frames tokens topk"]
     geometry: Float[Tensor, "videos frames tokens 3"]
     times: Float[Tensor, "videos frames"]
@@ -47,8 +48,9 @@ class Batch:
         return Batch(**{spec.name: change(getattr(self, spec.name)) for spec in fields(self)})
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on another device."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        """The batch on a device, in float32 and int64."""
+        moved = self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, embeddings=moved.embeddings.float(), topk_entity=moved.topk_entity.long())
 
     def reversed(self) -> "Batch":
         """The videos played backwards: contents in opposite order, the clock unchanged."""
@@ -87,22 +89,20 @@ class Selection:
         return {"planned": sum(parts.values()), **parts}
 
 
+def pack(items: Sequence[tuple[Video, int]]) -> Batch:
+    """Stack videos as they are cached; the one copy between a row group and a device."""
+
+    def stack(name: str) -> Tensor:
+        return torch.from_numpy(np.stack([getattr(video, name) for video, _ in items]))
+
+    arrays = {spec.name: stack(spec.name) for spec in fields(Batch) if spec.name not in ("times", "label")}
+    label = torch.tensor([label for _, label in items], dtype=torch.int64)
+    return Batch(**arrays, times=stack("times").float(), label=label)
+
+
 def collate(items: Sequence[tuple[Video, int]]) -> Batch:
-    """Stack videos; copies, since arrays from a memory map are read-only."""
-
-    def stack(name: str, kind: Any) -> Tensor:
-        return torch.from_numpy(np.stack([getattr(video, name) for video, _ in items]).astype(kind))
-
-    return Batch(
-        stack("embeddings", np.float32),
-        stack("norms", np.float32),
-        stack("topk_entity", np.int64),
-        stack("topk_score", np.float32),
-        stack("geometry", np.float32),
-        stack("times", np.float32),
-        stack("mask", bool),
-        torch.tensor([label for _, label in items], dtype=torch.int64),
-    )
+    """Stack videos for a model on the CPU, in float32 and int64."""
+    return pack(items).to(torch.device("cpu"))
 
 
 def all_views(samples: Sequence[Sample], views: int) -> list[Sample]:
@@ -149,14 +149,14 @@ class VideoDataset(Dataset):
     def batches(self, order: Sequence[int], size: int) -> Iterator[Batch]:
         """Batches in the order given; the last one may be smaller, none is dropped."""
         for start in range(0, len(order), size):
-            yield collate([self[int(i)] for i in order[start : start + size]])
+            yield pack([self[int(i)] for i in order[start : start + size]])
 
     def view_batches(self, order: Sequence[int], size: int) -> Iterator[Iterator[Batch]]:
         """For every batch of videos one batch a view, so that a batch never holds a video twice."""
         for start in range(0, len(order), size):
             samples = [self.samples[int(i)] for i in order[start : start + size]]
             yield (
-                collate([self._read(replace(sample, view=view)) for sample in samples])
+                pack([self._read(replace(sample, view=view)) for sample in samples])
                 for view in range(self.alignments.views)
             )
 

@@ -34,8 +34,11 @@ def test_batches_hold_every_video_once_with_its_own_content(learnable):
     assert [len(b.label) for b in batches] == [10] * 7 + [2]
     assert torch.cat([b.label for b in batches]).tolist() == list(range(72))
     (video,) = opened.read([opened.plan[11].video_id])
-    np.testing.assert_array_equal(batches[1].embeddings[1].numpy(), video.embeddings.astype(np.float32))
-    assert batches[1].embeddings.dtype == torch.float32
+    np.testing.assert_array_equal(batches[1].embeddings[1].numpy(), video.embeddings)
+    wide = batches[1].to(torch.device("cpu"))
+    assert (batches[1].embeddings.dtype, wide.embeddings.dtype) == (torch.float16, torch.float32)
+    assert (batches[1].topk_entity.dtype, wide.topk_entity.dtype) == (torch.int32, torch.int64)
+    assert torch.equal(wide.embeddings, batches[1].embeddings.float())
 
 
 def test_memory_does_not_change_content(learnable):
