@@ -99,8 +99,8 @@ class Video:
 class RowGroup:
     """A row group in memory, a row of numpy arrays for each of its own; nothing is copied that need not be.
 
-    ``owner`` is a video by the number that ``numbers`` gives it; ``vectors`` are as stored (float16, or int8 to be scaled), and
-    ``place`` says where a row's vector is, if not every row has one.
+    ``owner`` is a video by the number that ``numbers`` gives it; ``vectors`` are as stored (float16, or int8 to be
+    scaled), and ``place`` says where a row's vector is, if not every row has one.
     """
 
     owner: np.ndarray
@@ -300,11 +300,11 @@ class Alignments:
         for name in NUMBERS:
             values = group.columns.get(name, np.zeros(0))
             if not np.isfinite(values).all():
-                wrong = ~np.isfinite(values).reshape(len(values), -1).all(1)
+                wrong = (~np.isfinite(values)).reshape(len(values), -1).any(1)
                 self._refuse(group, wrong, shard, f"has {name} that are not finite")
         if not _finite_halves(group.vectors):
-            held = ~np.isfinite(group.vectors).all(1)
-            self._refuse(group, group.of_rows(held), shard, "has embeddings that are not finite")
+            wrong = (~np.isfinite(group.vectors)).any(1)
+            self._refuse(group, group.of_rows(wrong), shard, "has embeddings that are not finite")
 
     def _refuse(self, group: RowGroup, wrong: np.ndarray, shard: int, why: str) -> None:
         if wrong.any():

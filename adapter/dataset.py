@@ -5,11 +5,11 @@ lacks.
 """
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +19,12 @@ from torch.utils.data import Dataset
 
 from adapter.alignments import Alignments, Planned, Video
 from adapter.artifact import with_model
+from adapter.augment import Augmentation
 from adapter.config import AdapterError
 from adapter.labels import Labels
+from adapter.sampling import EpochOrder, Share, prefetched, windowed_order
 
-WINDOW = 8  # row groups that are shuffled together when the data do not fit in memory
+WINDOW = 8  # row groups that are shuffled together, at least, when the data do not fit in memory
 
 
 @dataclass(frozen=True)
@@ -111,22 +113,32 @@ def all_views(samples: Sequence[Sample], views: int) -> list[Sample]:
 
 
 class VideoDataset(Dataset):
-    """Map-style over samples, views of videos; all that may be asked for stays in memory if it fits ``cache_gb``."""
+    """Map-style over samples, views of videos; all that may be asked for stays in memory if it fits ``cache_gb``.
+
+    If it does not, as many row groups as fit (at least 8) are shuffled together and kept. ``window`` is their number,
+    0 for all: with seed and epoch it decides the order, so a training that goes on must have the same.
+    """
 
     def __init__(self, alignments: Alignments, samples: Sequence[Sample], cache_gb: float = 4.0) -> None:
         self.alignments = alignments
         self.samples = tuple(samples)
-        videos = len({sample.video_id for sample in self.samples})
-        self.cached = videos * alignments.views * alignments.bytes_per_video() <= cache_gb * 1e9
+        self.window = window_of(alignments, self.samples, cache_gb * 1e9)
         self._memory: dict[tuple[str, int], Video] = {}
-        alignments.keep = max(alignments.keep, WINDOW)
+        self._augment: Callable[[Video, Sample], Video] | None = None
+        alignments.keep = max(alignments.keep, self.window)
 
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def cached(self) -> bool:
+        """Whether every video stays in memory once it was read."""
+        return self.window == 0
+
     def __getitem__(self, i: int) -> tuple[Video, int]:
-        """The i-th sample's video (half-precision embeddings) and its class."""
-        return self._read(self.samples[i])
+        """The i-th sample's video (half-precision embeddings), augmented if it is to be, and its class."""
+        video, label = self._read(self.samples[i])
+        return (self._augment(video, self.samples[i]) if self._augment else video), label
 
     def _read(self, sample: Sample) -> tuple[Video, int]:
         key = sample.video_id, sample.view
@@ -146,10 +158,20 @@ class VideoDataset(Dataset):
                 for sample in self.samples
             )
 
+    def augment(self, how: Augmentation, seed: int, epoch: int) -> None:
+        """Change what is asked for from now on, each sample by (seed, epoch, video, view) alone."""
+        self._augment = partial(_augmented, how, f"{seed} {epoch}")
+
     def batches(self, order: Sequence[int], size: int) -> Iterator[Batch]:
-        """Batches in the order given; the last one may be smaller, none is dropped."""
-        for start in range(0, len(order), size):
-            yield pack([self[int(i)] for i in order[start : start + size]])
+        """Batches in the order given, read ahead of use; the last one may be smaller, none is dropped."""
+        return (batch for _, batch in self.load(EpochOrder(order, size).shares()))
+
+    def load(self, shares: Iterable[Share]) -> Iterator[tuple[Share, Batch]]:
+        """What a rank reads, read ahead of use; a rank without a video gets another's without a label."""
+        return prefetched((share, pack(self._items(share))) for share in shares)
+
+    def _items(self, share: Share) -> list[tuple[Video, int]]:
+        return [self[int(i)] for i in share.samples] or [(self[int(share.stand_in)][0], -1)]
 
     def view_batches(self, order: Sequence[int], size: int) -> Iterator[Iterator[Batch]]:
         """For every batch of videos one batch a view, so that a batch never holds a video twice."""
@@ -165,28 +187,32 @@ class VideoDataset(Dataset):
         return sorted(range(len(self)), key=lambda i: self.alignments.group_of(self.samples[i].video_id))
 
     def epoch_order(self, seed: int, epoch: int) -> list[int]:
-        """All samples once, shuffled by (seed, epoch): fully when cached, else by windows of row groups."""
+        """All samples once, shuffled by (seed, epoch): fully when cached, else by windows of row groups.
+
+        Neither the number of ranks nor that of workers matters.
+        """
         rng = np.random.default_rng((seed, epoch))
         if self.cached:
             return rng.permutation(len(self)).tolist()
-        return windowed_order([self.alignments.group_of(s.video_id) for s in self.samples], rng, WINDOW)
+        return windowed_order([self.alignments.group_of(s.video_id) for s in self.samples], rng, self.window)
+
+
+def window_of(alignments: Alignments, samples: Sequence[Sample], room: float) -> int:
+    """Row groups, at least 8, that fit into ``room`` bytes; 0 where all views of all videos do."""
+    ids = {sample.video_id for sample in samples}
+    size = alignments.views * alignments.bytes_per_video()
+    if len(ids) * size <= room:
+        return 0
+    largest = max(Counter(map(alignments.group_of, alignments.index)).values())
+    return max(WINDOW, int(room // (largest * size)))
+
+
+def _augmented(how: Augmentation, when: str, video: Video, sample: Sample) -> Video:
+    return how.video(video, f"{when} {sample.video_id} {sample.view}")
 
 
 def _drawn(key: str, count: int) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % count
-
-
-def windowed_order(groups: Sequence[tuple[int, int]], rng: np.random.Generator, window: int) -> list[int]:
-    """Shuffle the groups, then members within each ``window`` groups: few reads, near-random order."""
-    members: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, group in enumerate(groups):
-        members[group].append(i)
-    keys = [sorted(members)[i] for i in rng.permutation(len(members))]
-    order: list[int] = []
-    for start in range(0, len(keys), window):
-        pool = [i for key in keys[start : start + window] for i in members[key]]
-        order += [pool[i] for i in rng.permutation(len(pool))]
-    return order
 
 
 def split_videos(alignments: Alignments, split: str, option: str = "--split") -> list[Planned]:

@@ -18,7 +18,6 @@ from adapter.dataset import (
     select,
     split_videos,
     train_and_val,
-    windowed_order,
 )
 from adapter.labels import open_labels
 
@@ -57,16 +56,6 @@ def test_epoch_order_is_a_seeded_permutation(learnable, gb):
     assert all(sorted(order) == list(range(72)) for order in orders)
     assert orders[0] == orders[1]
     assert orders[0] != orders[2] and orders[0] != orders[3]
-
-
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(1, 4), st.integers(0, 5))
-def test_windowed_order_opens_each_group_once(groups, window, seed):
-    order = windowed_order([(0, g) for g in groups], np.random.default_rng(seed), window)
-    assert sorted(order) == list(range(len(groups)))
-    met = [groups[i] for i in order]
-    for group in set(groups):
-        first, last = met.index(group), len(met) - 1 - met[::-1].index(group)
-        assert len(set(met[first : last + 1])) <= window
 
 
 def test_reversing_twice_is_the_identity_and_once_flips_content_not_time(learnable):
