@@ -288,23 +288,26 @@ class Alignments:
 
     def _check_store(self, group: RowGroup, valid: np.ndarray | None, shard: int) -> None:
         wanted = group.columns["region_index"] < self.held
-        wrong = ~wanted if valid is None else valid != wanted
-        self._refuse(group, wrong, shard, f"has other embeddings than a store of {self.store}")
+        self._refuse(
+            group,
+            wanted != (True if valid is None else valid),
+            shard,
+            f"has other embeddings than a store of {self.store}",
+        )
 
     def _check_values(self, group: RowGroup, shard: int) -> None:
         entities = len(self.entities.names)
         ids = group.columns["topk_entity"]
         if len(ids) and (ids.min() < 0 or ids.max() >= entities):
-            wrong = ((ids < 0) | (ids >= entities)).any(1)
-            self._refuse(group, wrong, shard, f"names entities outside 0..{entities - 1}")
+            wrong = ((ids < 0) | (ids >= entities)).any(axis=1)
+            self._refuse(group, np.asarray(wrong), shard, f"names entities outside 0..{entities - 1}")
         for name in NUMBERS:
             values = group.columns.get(name, np.zeros(0))
             if not np.isfinite(values).all():
-                wrong = (~np.isfinite(values)).reshape(len(values), -1).any(1)
-                self._refuse(group, wrong, shard, f"has {name} that are not finite")
+                self._refuse(group, _not_finite(values), shard, f"has {name} that are not finite")
         if not _finite_halves(group.vectors):
-            wrong = (~np.isfinite(group.vectors)).any(1)
-            self._refuse(group, group.of_rows(wrong), shard, "has embeddings that are not finite")
+            wrong = group.of_rows(_not_finite(group.vectors))
+            self._refuse(group, wrong, shard, "has embeddings that are not finite")
 
     def _refuse(self, group: RowGroup, wrong: np.ndarray, shard: int, why: str) -> None:
         if wrong.any():
@@ -442,6 +445,10 @@ def _vectors(embedding: pa.Array, store: str, dim: int) -> np.ndarray:
     width = dim * kind.itemsize
     fixed = held.cast(pa.binary(width))
     return np.frombuffer(fixed.buffers()[1], kind, len(fixed) * dim, fixed.offset * width).reshape(-1, dim)
+
+
+def _not_finite(values: np.ndarray) -> np.ndarray:
+    return np.asarray((~np.isfinite(values)).reshape(len(values), -1).any(axis=1))
 
 
 def _finite_halves(values: np.ndarray) -> bool:

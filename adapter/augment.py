@@ -35,6 +35,8 @@ class Augmentation:
 
     def video(self, video: Video, key: str) -> Video:
         """A video as training sees it; ``key`` (seed, epoch, video) decides every draw."""
+        if not (self.frame_dropout or self.region_dropout or self.frame_jitter):
+            return video
         rng = generator(f"video {key}")
         frames, tokens = video.mask.shape
         # Drawn whether or not they are used, so that one option never changes another's draws.

@@ -8,7 +8,6 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch.utils.data import Dataset
 
 from adapter.alignments import Alignments, Planned, Video
 from adapter.artifact import with_model
-from adapter.augment import Augmentation
+from adapter.augment import Augmentation, mix_shares
 from adapter.config import AdapterError
 from adapter.labels import Labels
 from adapter.sampling import EpochOrder, Share, prefetched, windowed_order
@@ -33,7 +32,8 @@ class Batch:
 
     ``embeddings`` are of every token, or of cls alone (store topk); ``geometry`` is centroid x, y and area
     share; ``times`` seconds; ``label`` -1 where unknown. On the way to a device embeddings are float16 and
-    entities int32, as cached; ``to`` widens them there.
+    entities int32, as cached; ``to`` widens them there. ``share`` is what each video keeps of itself when videos are
+    mixed (``augment.mixup``); None where they are not.
     """
 
     embeddings: Float[Tensor, "videos frames held dim"]
@@ -44,10 +44,12 @@ class Batch:
     times: Float[Tensor, "videos frames"]
     mask: Bool[Tensor, "videos frames tokens"]
     label: Int64[Tensor, " videos"]
+    share: Float[Tensor, " videos"] | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with every tensor changed alike (moved, indexed, repeated)."""
-        return Batch(**{spec.name: change(getattr(self, spec.name)) for spec in fields(self)})
+        tensors = {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        return Batch(**{name: None if value is None else change(value) for name, value in tensors.items()})
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device, in float32 and int64."""
@@ -56,7 +58,7 @@ class Batch:
 
     def reversed(self) -> "Batch":
         """The videos played backwards: contents in opposite order, the clock unchanged."""
-        kept = ("times", "label")
+        kept = ("times", "label", "share")
         return replace(
             self, **{s.name: getattr(self, s.name).flip(1) for s in fields(self) if s.name not in kept}
         )
@@ -97,9 +99,9 @@ def pack(items: Sequence[tuple[Video, int]]) -> Batch:
     def stack(name: str) -> Tensor:
         return torch.from_numpy(np.stack([getattr(video, name) for video, _ in items]))
 
-    arrays = {spec.name: stack(spec.name) for spec in fields(Batch) if spec.name not in ("times", "label")}
+    names = ("embeddings", "norms", "topk_entity", "topk_score", "geometry", "mask")
     label = torch.tensor([label for _, label in items], dtype=torch.int64)
-    return Batch(**arrays, times=stack("times").float(), label=label)
+    return Batch(**{name: stack(name) for name in names}, times=stack("times").float(), label=label)
 
 
 def collate(items: Sequence[tuple[Video, int]]) -> Batch:
@@ -124,7 +126,7 @@ class VideoDataset(Dataset):
         self.samples = tuple(samples)
         self.window = window_of(alignments, self.samples, cache_gb * 1e9)
         self._memory: dict[tuple[str, int], Video] = {}
-        self._augment: Callable[[Video, Sample], Video] | None = None
+        self._augmentation, self._when = Augmentation(), ""
         alignments.keep = max(alignments.keep, self.window)
 
     def __len__(self) -> int:
@@ -138,7 +140,7 @@ class VideoDataset(Dataset):
     def __getitem__(self, i: int) -> tuple[Video, int]:
         """The i-th sample's video (half-precision embeddings), augmented if it is to be, and its class."""
         video, label = self._read(self.samples[i])
-        return (self._augment(video, self.samples[i]) if self._augment else video), label
+        return self._augmentation.video(video, self._key(i)), label
 
     def _read(self, sample: Sample) -> tuple[Video, int]:
         key = sample.video_id, sample.view
@@ -160,18 +162,29 @@ class VideoDataset(Dataset):
 
     def augment(self, how: Augmentation, seed: int, epoch: int) -> None:
         """Change what is asked for from now on, each sample by (seed, epoch, video, view) alone."""
-        self._augment = partial(_augmented, how, f"{seed} {epoch}")
+        self._augmentation, self._when = how, f"{seed} {epoch}"
+
+    def _key(self, i: int) -> str:
+        return f"{self._when} {self.samples[i].video_id} {self.samples[i].view}"
 
     def batches(self, order: Sequence[int], size: int) -> Iterator[Batch]:
         """Batches in the order given, read ahead of use; the last one may be smaller, none is dropped."""
-        return (batch for _, batch in self.load(EpochOrder(order, size).shares()))
+        return (batch for _, (batch,) in self.load(EpochOrder(order, size).shares()))
 
-    def load(self, shares: Iterable[Share]) -> Iterator[tuple[Share, Batch]]:
-        """What a rank reads, read ahead of use; a rank without a video gets another's without a label."""
-        return prefetched((share, pack(self._items(share))) for share in shares)
+    def load(self, shares: Iterable[Share], parts: int = 1) -> Iterator[tuple[Share, list[Batch]]]:
+        """A rank's shares, read ahead of use; each in at most so many parts, and in none where it is empty."""
+        return prefetched((share, self._parts(share.samples, parts)) for share in shares)
 
-    def _items(self, share: Share) -> list[tuple[Video, int]]:
-        return [self[int(i)] for i in share.samples] or [(self[int(share.stand_in)][0], -1)]
+    def _parts(self, samples: Sequence[int], parts: int) -> list[Batch]:
+        size = max(1, -(-len(samples) // parts))
+        return [self._batch(samples[i : i + size]) for i in range(0, len(samples), size)]
+
+    def _batch(self, samples: Sequence[int]) -> Batch:
+        batch = pack([self[int(i)] for i in samples])
+        if not self._augmentation.mixup:
+            return batch
+        share = mix_shares(self._augmentation.mixup, [self._key(int(i)) for i in samples])
+        return replace(batch, share=share)
 
     def view_batches(self, order: Sequence[int], size: int) -> Iterator[Iterator[Batch]]:
         """For every batch of videos one batch a view, so that a batch never holds a video twice."""
@@ -205,10 +218,6 @@ def window_of(alignments: Alignments, samples: Sequence[Sample], room: float) ->
         return 0
     largest = max(Counter(map(alignments.group_of, alignments.index)).values())
     return max(WINDOW, int(room // (largest * size)))
-
-
-def _augmented(how: Augmentation, when: str, video: Video, sample: Sample) -> Video:
-    return how.video(video, f"{when} {sample.video_id} {sample.view}")
 
 
 def _drawn(key: str, count: int) -> int:

@@ -20,24 +20,18 @@ Item = TypeVar("Item")
 class Share:
     """What one rank reads of one global batch.
 
-    ``samples`` may be empty: an epoch's last batch may have fewer videos than there are ranks. ``start`` counts the
-    epoch's videos before the batch, ``total`` those in it, and ``stand_in`` is one of them: a rank that has none
-    of its own computes on it, with no label, to take part in what ranks do together.
+    ``start`` counts the epoch's videos before the batch, ``total`` those in it: the loss of a rank's share counts by
+    ``len(samples) / total``. ``samples`` may be empty: an epoch's last batch may have fewer videos than ranks.
     """
 
     samples: Sequence[int]
     start: int
     total: int
-    stand_in: int
 
     @property
     def end(self) -> int:
         """Videos of the epoch that are done with this batch: where to go on from after it."""
         return self.start + self.total
-
-    def weight(self, world: int) -> float:
-        """Factor on the mean loss of a rank's share, so that the mean over ranks is the mean over the batch."""
-        return world * len(self.samples) / self.total
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class EpochOrder:
         for first in range(start, len(self.order), self.batch_size):
             batch = self.order[first : first + self.batch_size]
             low, high = (len(batch) * r // world for r in (rank, rank + 1))
-            yield Share(batch[low:high], first, len(batch), batch[0])
+            yield Share(batch[low:high], first, len(batch))
 
     def steps(self, start: int = 0) -> int:
         """Global batches from ``start`` videos on."""

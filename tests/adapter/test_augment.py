@@ -12,6 +12,7 @@ from adapter.augment import Augmentation, mix_shares, mixup, partners, swapped
 from adapter.config import make_settings
 from adapter.dataset import Sample, VideoDataset, collate
 from adapter.model import Shape, build_model
+from adapter.sampling import EpochOrder
 
 FIELDS = ("embeddings", "norms", "topk_entity", "topk_score", "geometry", "mask", "times")
 
@@ -136,3 +137,21 @@ def test_a_dataset_augments_what_is_asked_for_and_not_what_is_scored(learnable):
     assert batch.mask[:, :, 0].all() and not batch.mask[:, :, 1:].any()
     scored = next(next(dataset.view_batches(range(4), 4)))
     assert scored.mask.all()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_with_even_shares_mix_the_same_videos(learnable, world):
+    """Neighbours of the global batch are mixed, so shares of an even size leave every pair together."""
+    opened = open_alignments(learnable)
+    dataset = VideoDataset(opened, [Sample(video.video_id, i) for i, video in enumerate(opened.plan)])
+    dataset.augment(Augmentation(mixup=0.8), 0, 1)
+    epoch = EpochOrder(dataset.epoch_order(0, 1), 12)
+
+    def mixed(batch):
+        pairs = zip(batch.label.tolist(), batch.label[partners(len(batch.label))].tolist(), strict=True)
+        return {pair: share for pair, share in zip(pairs, batch.share.tolist(), strict=True)}
+
+    alone = [mixed(batch) for _, (batch,) in dataset.load(epoch.shares())]
+    ranks = [[mixed(batch) for _, (batch,) in dataset.load(epoch.shares(r, world))] for r in range(world)]
+    assert [{k: v for part in step for k, v in part.items()} for step in zip(*ranks, strict=True)] == alone
+    assert len(alone) == 6 and all(len(step) == 12 for step in alone)
