@@ -49,7 +49,7 @@ class Batch:
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with every tensor changed alike (moved, indexed, repeated)."""
         tensors = {spec.name: getattr(self, spec.name) for spec in fields(self)}
-        return Batch(**{name: None if value is None else change(value) for name, value in tensors.items()})
+        return Batch(**{name: change(value) for name, value in tensors.items() if value is not None})
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device, in float32 and int64."""
