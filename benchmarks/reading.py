@@ -1,8 +1,6 @@
 """Reading cached alignments for training: ``python -m benchmarks.reading --out out/reading``.
 
-One thread, ViT-B/16 sizes.
-
-Random vectors in shards of the aligner's own writer, 8 frames x 101 tokens x 512, top-16. Shuffled batches of 32 from
+One thread, ViT-B/16 sizes. Random vectors in shards of the aligner's own writer, 8 frames x 101 tokens x 512, top-16. Shuffled batches of 32 from
 page cache, one epoch a round, in turns with Hugging Face datasets and webdataset on the same vectors (theirs hold the
 vectors alone, ours also ids, scores and geometry); a peer that is not installed is skipped. GB are of float16 vectors,
 seconds of reading those of the processor, whatever thread: others may be at work on the machine. Ratios hold, seconds
@@ -321,7 +319,7 @@ def main() -> None:
         for name in MODELS:
             cached = step(folder, name, given.steps)
             print(
-                f"{name}: 1,000 clips, scaled: cached {1000 * cached:.0f} s, with the backbone before the same training "
+                f"{name}: 1,000 clips, scaled: cached {1000 * cached:.0f} s, with the backbone before it "
                 f"{1000 * (clip + cached):.0f} s: {(clip + cached) / cached:.1f} times",
                 flush=True,
             )
