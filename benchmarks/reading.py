@@ -1,10 +1,10 @@
 """Reading cached alignments for training: ``python -m benchmarks.reading --out out/reading``.
 
-One thread, ViT-B/16 sizes. Random vectors in shards of the aligner's own writer, 8 frames x 101 tokens x 512, top-16. Shuffled batches of 32 from
-page cache, one epoch a round, in turns with Hugging Face datasets and webdataset on the same vectors (theirs hold the
-vectors alone, ours also ids, scores and geometry); a peer that is not installed is skipped. GB are of float16 vectors,
-seconds of reading those of the processor, whatever thread: others may be at work on the machine. Ratios hold, seconds
-do not.
+One thread, ViT-B/16 sizes (8 frames x 101 tokens x 512, top-16), random vectors in shards of the aligner's own writer.
+Shuffled batches of 32 from page cache, one epoch a round, in turns with Hugging Face datasets and webdataset on the
+same vectors (theirs hold these alone, ours also ids, scores and geometry); a peer that is not installed is skipped. GB
+are of float16 vectors, seconds of reading those of the processor, whatever thread: others may be at work on the
+machine. Ratios hold, seconds do not.
 """
 
 import argparse
@@ -298,7 +298,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/reading"))
     parser.add_argument("--videos", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="epochs of reading; 0 leaves it out")
     parser.add_argument(
         "--steps", type=int, default=4, help="training steps; 0 leaves training and backbone out"
     )
@@ -313,7 +313,8 @@ def main() -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     folder = write_folder(given.out / "alignments", given.videos, 3)
-    reading(folder, given.out, given.rounds)
+    if given.rounds:
+        reading(folder, given.out, given.rounds)
     if given.steps:
         clip = backbone(2)
         for name in MODELS:
