@@ -4,9 +4,11 @@ Axis words: frames, tokens (cls at 0, then the regions of a frame), topk, dim, e
 """
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,9 @@ COLUMNS = (
     "embedding",
     "norm",
 )
+NOT_NUMBERS = ("video_id", "embedding")
+# Columns of floating-point numbers, checked to be finite (geometry is cx, cy and the area).
+NUMBERS = ("topk_score", "norm", "time_s", "geometry", "scale")
 # How embeddings are kept: the Arrow type for a dimension.
 STORES: dict[str, Callable[[int], pa.DataType]] = {
     "fp16": lambda dim: pa.binary(2 * dim),
@@ -90,6 +95,33 @@ class Video:
     mask: Bool[np.ndarray, "frames tokens"]
 
 
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group in memory, a row of numpy arrays for each of its own; nothing is copied that need not be.
+
+    ``owner`` is a video by the number that ``numbers`` gives it; ``vectors`` are as stored (float16, or int8 to be
+    scaled), and ``place`` says where a row's vector is, if not every row has one.
+    """
+
+    owner: np.ndarray
+    numbers: dict[str, int]
+    columns: dict[str, np.ndarray]
+    vectors: np.ndarray
+    place: np.ndarray | None
+
+    def embeddings(self, rows: Any) -> Float16[np.ndarray, "held dim"]:
+        """The vectors that rows hold; those of int8 times their scale."""
+        if self.place is not None:
+            return self.vectors[np.unique(self.place[rows])]
+        if "scale" in self.columns:
+            return (self.vectors[rows] * self.columns["scale"][rows][:, None]).astype(np.float16)
+        return self.vectors[rows]
+
+    def of_rows(self, held: Bool[np.ndarray, " held"]) -> Bool[np.ndarray, " rows"]:
+        """What is said of vectors, said of the rows (a row without a vector: as the one before it)."""
+        return held if self.place is None else held[self.place]
+
+
 @dataclass
 class Alignments:
     """An opened, complete Alignments artifact."""
@@ -102,7 +134,9 @@ class Alignments:
     failed: dict[str, str]
     fingerprint: str
     keep: int = 8
-    _groups: "OrderedDict[tuple[int, int], dict[str, Any]]" = field(default_factory=OrderedDict)
+    _groups: "OrderedDict[tuple[int, int], RowGroup]" = field(default_factory=OrderedDict)
+    _verified: set[tuple[int, int]] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def model(self) -> Mapping[str, Any]:
@@ -164,60 +198,128 @@ class Alignments:
 
     def _video(self, video_id: str, view: int) -> Video:
         slot = self.index[video_id]
-        columns = self._group(slot.shard, slot.row_group)
-        rows = {name: column[slot.offset : slot.offset + slot.rows] for name, column in columns.items()}
-        if slot.rows < 1 or len(rows["video_id"]) != slot.rows or (rows["video_id"] != video_id).any():
+        group = self._group(slot.shard, slot.row_group)
+        rows: Any = slice(slot.offset, slot.offset + slot.rows)
+        owners = group.owner[rows]
+        if slot.rows < 1 or len(owners) != slot.rows or (owners != group.numbers.get(video_id, -1)).any():
             raise _damaged(self.path, slot.shard, f"the rows of {video_id} are not where its marker says")
         if self.views > 1:
-            rows = {name: _where(column, rows["view"] == view) for name, column in rows.items()}
-        try:
-            return self._assemble(video_id, rows, slot.shard)
-        except pa.ArrowInvalid as error:
-            raise _damaged(self.path, slot.shard, f"{video_id}: {reason(error)}") from error
+            rows = _run(slot.offset + np.flatnonzero(group.columns["view"][rows] == view))
+        return self._assemble(video_id, group, rows, slot.shard)
 
-    def _assemble(self, video_id: str, rows: dict[str, Any], shard: int) -> Video:
+    def _assemble(self, video_id: str, group: RowGroup, rows: Any, shard: int) -> Video:
         f, s = self.frames, self.tokens
-        frame, region = rows["frame_index"], rows["region_index"]
-        if ((frame < 0) | (frame >= f) | (region < 0) | (region >= s)).any():
-            raise _damaged(self.path, shard, f"{video_id} has frames or regions outside {f} x {s}")
-        place = frame.astype(np.int64) * s + region
-        mask = np.zeros(f * s, bool)
-        mask[place] = True
-        if mask.sum() != len(place) or not mask.reshape(f, s)[:, 0].all():
-            raise _damaged(self.path, shard, f"{video_id} lacks a frame's cls row or holds a row twice")
+        columns = {name: column[rows] for name, column in group.columns.items()}
+        frame, region = columns["frame_index"], columns["region_index"]
+        whole = np.array_equal(frame, self._grid[0]) and np.array_equal(region, self._grid[1])
+        mask = np.ones((f, s), bool) if whole else self._mask(video_id, frame, region, shard)
 
         def spread(values: np.ndarray, tokens: int = s) -> np.ndarray:
+            if whole:
+                return values.reshape(f, tokens, *values.shape[1:])
             out = np.zeros((f * tokens, *values.shape[1:]), values.dtype)
             out[(frame.astype(np.int64) * tokens + region)[region < tokens]] = values
             return out.reshape(f, tokens, *values.shape[1:])
 
-        if (np.asarray(rows["embedding"].is_valid()) != (region < self.held)).any():
-            raise _damaged(self.path, shard, f"{video_id} has other embeddings than a store of {self.store}")
-
-        entity = spread(rows["topk_entity"])
-        if entity.min() < 0 or entity.max() >= len(self.entities.names):
-            raise _damaged(
-                self.path, shard, f"{video_id} names entities outside 0..{len(self.entities.names) - 1}"
-            )
         return Video(
             video_id,
-            spread(_embeddings(rows, self.dim), self.held),
-            spread(rows["norm"]),
-            entity,
-            spread(rows["topk_score"]),
-            spread(_geometry(rows, self.manifest["patches"])),
-            spread(rows["time_s"])[:, 0],
-            mask.reshape(f, s),
+            spread(group.embeddings(rows), self.held),
+            spread(columns["norm"]),
+            spread(columns["topk_entity"]),
+            spread(columns["topk_score"]),
+            spread(columns["geometry"]),
+            spread(columns["time_s"])[:, 0],
+            mask,
         )
 
-    def _group(self, shard: int, row_group: int) -> dict[str, Any]:
+    @cached_property
+    def _grid(self) -> tuple[np.ndarray, np.ndarray]:
+        """Frame and region of every row of a video that has all its regions."""
+        frame, region = np.indices((self.frames, self.tokens)).reshape(2, -1)
+        return frame, region
+
+    def _mask(self, video_id: str, frame: np.ndarray, region: np.ndarray, shard: int) -> np.ndarray:
+        f, s = self.frames, self.tokens
+        if ((frame < 0) | (frame >= f) | (region < 0) | (region >= s)).any():
+            raise _damaged(self.path, shard, f"{video_id} has frames or regions outside {f} x {s}")
+        mask = np.zeros((f, s), bool)
+        mask[frame, region] = True
+        if mask.sum() != len(frame) or not mask[:, 0].all():
+            raise _damaged(self.path, shard, f"{video_id} lacks a frame's cls row or holds a row twice")
+        return mask
+
+    def _group(self, shard: int, row_group: int) -> RowGroup:
         key = shard, row_group
-        if key not in self._groups:
-            self._groups[key] = _read_group(self.path, shard, row_group, self.store, self.dim, self.views)
-            while len(self._groups) > self.keep:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(key)
-        return self._groups[key]
+        with self._lock:
+            if key not in self._groups:
+                self._groups[key] = self._read_group(shard, row_group, key not in self._verified)
+                self._verified.add(key)
+                while len(self._groups) > self.keep:
+                    self._groups.popitem(last=False)
+            self._groups.move_to_end(key)
+            return self._groups[key]
+
+    def _read_group(self, shard: int, row_group: int, verify: bool) -> RowGroup:
+        """A row group; its checksums and values are verified the first time that this process reads it."""
+        wanted = [*COLUMNS, *["view"] * (self.views > 1), *["scale"] * (self.store == "int8")]
+        table = _read_table(self.path, shard, row_group, wanted, verify)
+        embedding, kind = table["embedding"], STORES[self.store](self.dim)
+        if embedding.type != kind:
+            raise _damaged(
+                self.path,
+                shard,
+                f"embeddings are {embedding.type}, dim and store of the manifest need {kind}",
+            )
+        owner = _array(table["video_id"])
+        columns = {name: _column(_array(table[name])) for name in wanted if name not in NOT_NUMBERS}
+        columns["geometry"] = _geometry(columns, self.manifest["patches"])
+        try:
+            vectors = _vectors(_array(embedding), self.store, self.dim)
+        except pa.ArrowInvalid as error:
+            raise _damaged(self.path, shard, f"row group {row_group}: {reason(error)}") from error
+        valid = None if embedding.null_count == 0 else np.asarray(_array(embedding).is_valid())
+        place = None if valid is None else np.cumsum(valid) - 1
+        numbers = {name: number for number, name in enumerate(owner.dictionary.to_pylist())}
+        group = RowGroup(np.asarray(owner.indices), numbers, columns, vectors, place)
+        self._check_store(group, valid, shard)
+        if verify:
+            self._check_values(group, shard)
+        return group
+
+    def _check_store(self, group: RowGroup, valid: np.ndarray | None, shard: int) -> None:
+        wanted = group.columns["region_index"] < self.held
+        self._refuse(
+            group,
+            wanted != (True if valid is None else valid),
+            shard,
+            f"has other embeddings than a store of {self.store}",
+        )
+
+    def _check_values(self, group: RowGroup, shard: int) -> None:
+        entities = len(self.entities.names)
+        ids = group.columns["topk_entity"]
+        if len(ids) and (ids.min() < 0 or ids.max() >= entities):
+            wrong = ((ids < 0) | (ids >= entities)).any(axis=1)
+            self._refuse(group, np.asarray(wrong), shard, f"names entities outside 0..{entities - 1}")
+        for name in NUMBERS:
+            values = group.columns.get(name, np.zeros(0))
+            if not np.isfinite(values).all():
+                self._refuse(group, _not_finite(values), shard, f"has {name} that are not finite")
+        if not _finite_halves(group.vectors):
+            wrong = group.of_rows(_not_finite(group.vectors))
+            self._refuse(group, wrong, shard, "has embeddings that are not finite")
+
+    def _refuse(self, group: RowGroup, wrong: np.ndarray, shard: int, why: str) -> None:
+        if wrong.any():
+            raise _damaged(self.path, shard, f"{list(group.numbers)[group.owner[wrong.argmax()]]} {why}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A loader's worker reads row groups for itself."""
+        own = ("_groups", "_verified", "_lock")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {**state, "_groups": OrderedDict(), "_verified": set(), "_lock": threading.Lock()}
 
 
 def open_alignments(path: Path) -> Alignments:
@@ -308,49 +410,58 @@ def _columns(file: Path, names: tuple[str, ...], mend: str) -> list[list[Any]]:
     return [table[name].to_pylist() for name in names]
 
 
-def _where(column: Any, chosen: np.ndarray) -> Any:
-    """The chosen rows of a column, in numpy's form or in Arrow's."""
-    return column.filter(pa.array(chosen)) if isinstance(column, pa.Array) else column[chosen]
+def _run(rows: np.ndarray) -> Any:
+    """Places of rows as a slice where they follow each other: what it takes is then no copy."""
+    if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
+        return slice(rows[0], rows[-1] + 1)
+    return rows
 
 
-def _read_group(path: Path, shard: int, row_group: int, store: str, dim: int, views: int) -> dict[str, Any]:
-    """Columns of a row group; the embeddings stay in Arrow's form, where a null takes no room."""
+def _read_table(path: Path, shard: int, row_group: int, wanted: list[str], verify: bool) -> pa.Table:
+    """Columns of a row group, decoded in the calling thread: workers and a trainer share the cores."""
     file = path / f"shard-{shard:05d}.parquet"
-    wanted = [*COLUMNS, *["view"] * (views > 1), *["scale"] * (store == "int8")]
     try:
         # ParquetFile rather than dataset.to_batches, which leaks and hangs when left half-read (arrow#39808,
         # #45214).
-        with pq.ParquetFile(file, memory_map=True, page_checksum_verification=True) as parquet:
-            table = parquet.read_row_group(row_group, columns=wanted)
+        with pq.ParquetFile(
+            file, memory_map=True, page_checksum_verification=verify, read_dictionary=["video_id"]
+        ) as parquet:
+            table = parquet.read_row_group(row_group, columns=wanted, use_threads=False)
     except (OSError, pa.ArrowException, IndexError) as error:
         raise _damaged(path, shard, reason(error)) from error
     if missing := [name for name in wanted if name not in table.column_names]:
         raise _damaged(path, shard, f"it lacks columns {', '.join(missing)}")
-    if (found := table["embedding"].type) != (kind := STORES[store](dim)):
-        raise _damaged(path, shard, f"embeddings are {found}, dim and store of the manifest need {kind}")
-    columns = {name: _column(table[name].combine_chunks()) for name in wanted if name != "embedding"}
-    return {**columns, "embedding": table["embedding"].combine_chunks()}
+    return table
 
 
-def _embeddings(rows: dict[str, Any], dim: int) -> Float16[np.ndarray, "held dim"]:
-    """The vectors that rows hold; those of int8 times their scale."""
-    held = rows["embedding"].drop_null()
-    if "scale" in rows:
-        return (_numbers(held, np.dtype(np.int8), dim) * rows["scale"][:, None]).astype(np.float16)
-    return _numbers(held, np.dtype("<f2"), dim)
+def _array(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _numbers(held: pa.Array, kind: np.dtype, dim: int) -> np.ndarray:
+def _vectors(embedding: pa.Array, store: str, dim: int) -> np.ndarray:
+    """The vectors that a column holds, in the numbers of its store; nulls are left out."""
+    held = embedding.drop_null() if embedding.null_count else embedding
+    kind = np.dtype(np.int8) if store == "int8" else np.dtype("<f2")
     width = dim * kind.itemsize
     fixed = held.cast(pa.binary(width))
     return np.frombuffer(fixed.buffers()[1], kind, len(fixed) * dim, fixed.offset * width).reshape(-1, dim)
 
 
+def _not_finite(values: np.ndarray) -> np.ndarray:
+    return np.asarray((~np.isfinite(values)).reshape(len(values), -1).any(axis=1))
+
+
+def _finite_halves(values: np.ndarray) -> bool:
+    """Whether no number is infinite or NaN: in float16 those with every bit of the exponent set."""
+    if values.dtype != np.float16 or not values.size:
+        return True
+    # Ten times as fast as numpy's isfinite, which has no vector code for halves.
+    return bool((values.view(np.uint16) & 0x7FFF).max() < 0x7C00)
+
+
 def _column(array: pa.Array) -> np.ndarray:
     if pa.types.is_fixed_size_list(array.type):
         return np.asarray(array.flatten()).reshape(len(array), array.type.list_size)
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
     return np.asarray(array)
 
 

@@ -5,24 +5,25 @@ lacks.
 """
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from adapter.alignments import Alignments, Planned, Video
 from adapter.artifact import with_model
+from adapter.augment import Augmentation, mix_shares
 from adapter.config import AdapterError
 from adapter.labels import Labels
+from adapter.sampling import EpochOrder, Share, prefetched, windowed_order
 
-WINDOW = 8  # row groups that are shuffled together when the data do not fit in memory
+WINDOW = 8  # row groups that are shuffled together, at least, when the data do not fit in memory
 
 
 @dataclass(frozen=True)
@@ -30,29 +31,34 @@ class Batch:
     """Videos stacked; tokens are cls (0) and regions, padded where ``mask`` is False.
 
     ``embeddings`` are of every token, or of cls alone (store topk); ``geometry`` is centroid x, y and area
-    share; ``times`` seconds; ``label`` -1 where unknown.
+    share; ``times`` seconds; ``label`` -1 where unknown. On the way to a device embeddings are float16 and
+    entities int32, as cached; ``to`` widens them there. ``share`` is what each video keeps of itself when videos are
+    mixed (``augment.mixup``); None where they are not.
     """
 
     embeddings: Float[Tensor, "videos frames held dim"]
     norms: Float[Tensor, "videos frames tokens"]
-    topk_entity: Int64[Tensor, "videos frames tokens topk"]
+    topk_entity: Int[Tensor, "videos frames tokens topk"]
     topk_score: Float[Tensor, "videos frames tokens topk"]
     geometry: Float[Tensor, "videos frames tokens 3"]
     times: Float[Tensor, "videos frames"]
     mask: Bool[Tensor, "videos frames tokens"]
     label: Int64[Tensor, " videos"]
+    share: Float[Tensor, " videos"] | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with every tensor changed alike (moved, indexed, repeated)."""
-        return Batch(**{spec.name: change(getattr(self, spec.name)) for spec in fields(self)})
+        tensors = {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        return Batch(**{name: change(value) for name, value in tensors.items() if value is not None})
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on another device."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        """The batch on a device, in float32 and int64."""
+        moved = self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, embeddings=moved.embeddings.float(), topk_entity=moved.topk_entity.long())
 
     def reversed(self) -> "Batch":
         """The videos played backwards: contents in opposite order, the clock unchanged."""
-        kept = ("times", "label")
+        kept = ("times", "label", "share")
         return replace(
             self, **{s.name: getattr(self, s.name).flip(1) for s in fields(self) if s.name not in kept}
         )
@@ -87,22 +93,20 @@ class Selection:
         return {"planned": sum(parts.values()), **parts}
 
 
+def pack(items: Sequence[tuple[Video, int]]) -> Batch:
+    """Stack videos as they are cached; the one copy between a row group and a device."""
+
+    def stack(name: str) -> Tensor:
+        return torch.from_numpy(np.stack([getattr(video, name) for video, _ in items]))
+
+    names = ("embeddings", "norms", "topk_entity", "topk_score", "geometry", "mask")
+    label = torch.tensor([label for _, label in items], dtype=torch.int64)
+    return Batch(**{name: stack(name) for name in names}, times=stack("times").float(), label=label)
+
+
 def collate(items: Sequence[tuple[Video, int]]) -> Batch:
-    """Stack videos; copies, since arrays from a memory map are read-only."""
-
-    def stack(name: str, kind: Any) -> Tensor:
-        return torch.from_numpy(np.stack([getattr(video, name) for video, _ in items]).astype(kind))
-
-    return Batch(
-        stack("embeddings", np.float32),
-        stack("norms", np.float32),
-        stack("topk_entity", np.int64),
-        stack("topk_score", np.float32),
-        stack("geometry", np.float32),
-        stack("times", np.float32),
-        stack("mask", bool),
-        torch.tensor([label for _, label in items], dtype=torch.int64),
-    )
+    """Stack videos for a model on the CPU, in float32 and int64."""
+    return pack(items).to(torch.device("cpu"))
 
 
 def all_views(samples: Sequence[Sample], views: int) -> list[Sample]:
@@ -111,22 +115,32 @@ def all_views(samples: Sequence[Sample], views: int) -> list[Sample]:
 
 
 class VideoDataset(Dataset):
-    """Map-style over samples, views of videos; all that may be asked for stays in memory if it fits ``cache_gb``."""
+    """Map-style over samples, views of videos; all that may be asked for stays in memory if it fits ``cache_gb``.
+
+    If it does not, as many row groups as fit (at least 8) are shuffled together and kept. ``window`` is their number,
+    0 for all: with seed and epoch it decides the order, so a training that goes on must have the same.
+    """
 
     def __init__(self, alignments: Alignments, samples: Sequence[Sample], cache_gb: float = 4.0) -> None:
         self.alignments = alignments
         self.samples = tuple(samples)
-        videos = len({sample.video_id for sample in self.samples})
-        self.cached = videos * alignments.views * alignments.bytes_per_video() <= cache_gb * 1e9
+        self.window = window_of(alignments, self.samples, cache_gb * 1e9)
         self._memory: dict[tuple[str, int], Video] = {}
-        alignments.keep = max(alignments.keep, WINDOW)
+        self._augmentation, self._when = Augmentation(), ""
+        alignments.keep = max(alignments.keep, self.window)
 
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def cached(self) -> bool:
+        """Whether every video stays in memory once it was read."""
+        return self.window == 0
+
     def __getitem__(self, i: int) -> tuple[Video, int]:
-        """The i-th sample's video (half-precision embeddings) and its class."""
-        return self._read(self.samples[i])
+        """The i-th sample's video (half-precision embeddings), augmented if it is to be, and its class."""
+        video, label = self._read(self.samples[i])
+        return self._augmentation.video(video, self._key(i)), label
 
     def _read(self, sample: Sample) -> tuple[Video, int]:
         key = sample.video_id, sample.view
@@ -146,17 +160,38 @@ class VideoDataset(Dataset):
                 for sample in self.samples
             )
 
+    def augment(self, how: Augmentation, seed: int, epoch: int) -> None:
+        """Change what is asked for from now on, each sample by (seed, epoch, video, view) alone."""
+        self._augmentation, self._when = how, f"{seed} {epoch}"
+
+    def _key(self, i: int) -> str:
+        return f"{self._when} {self.samples[i].video_id} {self.samples[i].view}"
+
     def batches(self, order: Sequence[int], size: int) -> Iterator[Batch]:
-        """Batches in the order given; the last one may be smaller, none is dropped."""
-        for start in range(0, len(order), size):
-            yield collate([self[int(i)] for i in order[start : start + size]])
+        """Batches in the order given, read ahead of use; the last one may be smaller, none is dropped."""
+        return (batch for _, (batch,) in self.load(EpochOrder(order, size).shares()))
+
+    def load(self, shares: Iterable[Share], parts: int = 1) -> Iterator[tuple[Share, list[Batch]]]:
+        """A rank's shares, read ahead of use; each in at most so many parts, and in none where it is empty."""
+        return prefetched((share, self._parts(share.samples, parts)) for share in shares)
+
+    def _parts(self, samples: Sequence[int], parts: int) -> list[Batch]:
+        size = max(1, -(-len(samples) // parts))
+        return [self._batch(samples[i : i + size]) for i in range(0, len(samples), size)]
+
+    def _batch(self, samples: Sequence[int]) -> Batch:
+        batch = pack([self[int(i)] for i in samples])
+        if not self._augmentation.mixup:
+            return batch
+        share = mix_shares(self._augmentation.mixup, [self._key(int(i)) for i in samples])
+        return replace(batch, share=share)
 
     def view_batches(self, order: Sequence[int], size: int) -> Iterator[Iterator[Batch]]:
         """For every batch of videos one batch a view, so that a batch never holds a video twice."""
         for start in range(0, len(order), size):
             samples = [self.samples[int(i)] for i in order[start : start + size]]
             yield (
-                collate([self._read(replace(sample, view=view)) for sample in samples])
+                pack([self._read(replace(sample, view=view)) for sample in samples])
                 for view in range(self.alignments.views)
             )
 
@@ -165,28 +200,28 @@ class VideoDataset(Dataset):
         return sorted(range(len(self)), key=lambda i: self.alignments.group_of(self.samples[i].video_id))
 
     def epoch_order(self, seed: int, epoch: int) -> list[int]:
-        """All samples once, shuffled by (seed, epoch): fully when cached, else by windows of row groups."""
+        """All samples once, shuffled by (seed, epoch): fully when cached, else by windows of row groups.
+
+        Neither the number of ranks nor that of workers matters.
+        """
         rng = np.random.default_rng((seed, epoch))
         if self.cached:
             return rng.permutation(len(self)).tolist()
-        return windowed_order([self.alignments.group_of(s.video_id) for s in self.samples], rng, WINDOW)
+        return windowed_order([self.alignments.group_of(s.video_id) for s in self.samples], rng, self.window)
+
+
+def window_of(alignments: Alignments, samples: Sequence[Sample], room: float) -> int:
+    """Row groups, at least 8, that fit into ``room`` bytes; 0 where all views of all videos do."""
+    ids = {sample.video_id for sample in samples}
+    size = alignments.views * alignments.bytes_per_video()
+    if len(ids) * size <= room:
+        return 0
+    largest = max(Counter(map(alignments.group_of, alignments.index)).values())
+    return max(WINDOW, int(room // (largest * size)))
 
 
 def _drawn(key: str, count: int) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % count
-
-
-def windowed_order(groups: Sequence[tuple[int, int]], rng: np.random.Generator, window: int) -> list[int]:
-    """Shuffle the groups, then members within each ``window`` groups: few reads, near-random order."""
-    members: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, group in enumerate(groups):
-        members[group].append(i)
-    keys = [sorted(members)[i] for i in rng.permutation(len(members))]
-    order: list[int] = []
-    for start in range(0, len(keys), window):
-        pool = [i for key in keys[start : start + window] for i in members[key]]
-        order += [pool[i] for i in rng.permutation(len(pool))]
-    return order
 
 
 def split_videos(alignments: Alignments, split: str, option: str = "--split") -> list[Planned]:

@@ -40,13 +40,7 @@ class ClipFeed:
         self.augment = ClipAugment(*look, config)
         self.plain = ClipAugment(*look, replace(config, augment="none"))
         self.mixing = Mixing(classes, config)
-        self.cutter = Cutter(
-            tuple(settings["image_size"]),
-            settings["resize_mode"],
-            settings["interpolation"],
-            settings.get("fill_color", 0),
-            settings.get("crops", 1),
-        )
+        self.cutter = Cutter.of(settings)
 
     def __enter__(self) -> "ClipFeed":
         self.stack = ExitStack()

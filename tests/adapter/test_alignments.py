@@ -2,6 +2,8 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from adapter.alignments import open_alignments
@@ -223,3 +225,69 @@ def test_a_store_that_does_not_fit_its_manifest_is_refused(stores, tmp_path):
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(AdapterError, match="has store 'int4'; this adapter reads fp16, int8, topk"):
         open_alignments(path)
+
+
+def spoil(path, video_id, column, value):
+    """Put a number into the last row of a video, as a broken model or disk would have."""
+    file = path / "shard-00000.parquet"
+    with pq.ParquetFile(file) as parquet:
+        groups = [parquet.read_row_group(i) for i in range(parquet.num_row_groups)]
+    for i, table in enumerate(groups):
+        rows = table.column_names.index(column), np.flatnonzero(np.asarray(table["video_id"]) == video_id)
+        values, kind = table[column].to_pylist(), table[column].type
+        held = [row for row in rows[1] if values[row] is not None]
+        if held and isinstance(values[held[-1]], bytes):
+            vector = np.frombuffer(values[held[-1]], "<f2").copy()
+            vector[3] = value
+            values[held[-1]] = vector.tobytes()
+        elif held:
+            values[held[-1]] = [*values[held[-1]][:-1], value] if pa.types.is_fixed_size_list(kind) else value
+        groups[i] = table.set_column(rows[0], column, pa.array(values, kind))
+    with pq.ParquetWriter(file, groups[0].schema) as writer:
+        for table in groups:
+            writer.write_table(table)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("store", "column", "told"),
+    [
+        ("fp16", "embedding", "embeddings"),
+        ("topk", "embedding", "embeddings"),
+        ("int8", "scale", "scale"),
+        ("fp16", "topk_score", "topk_score"),
+        ("fp16", "norm", "norm"),
+        ("fp16", "cx", "geometry"),
+        ("fp16", "time_s", "time_s"),
+    ],
+)
+def test_numbers_that_are_none_name_shard_and_video(tmp_path, toy, store, column, told, value):
+    videos = toy.world.learnable(2)
+    path = toy.write_alignments(tmp_path / "a", videos, store=store)
+    bad = sorted(video.video_id for video in videos)[1]
+    spoil(path, bad, column, value)
+    opened = open_alignments(path)
+    with pytest.raises(
+        AdapterError,
+        match=f"shard 0 of .* is damaged: {bad} has {told} that are not finite; run `aligner verify",
+    ):
+        list(opened.read(opened.index))
+
+
+def test_the_largest_numbers_are_numbers(tmp_path, toy):
+    path = toy.write_alignments(tmp_path / "a", toy.world.learnable(1))
+    video = open_alignments(path).plan[0].video_id
+    spoil(path, video, "embedding", -65504)
+    (read,) = open_alignments(path).read([video])
+    assert read.embeddings.min() == -65504
+
+
+def test_whole_videos_are_views_of_their_row_group_and_partial_ones_are_not(tmp_path, toy):
+    videos = toy.world.learnable(1)
+    videos[0].regions = toy.regions - 1
+    opened = open_alignments(toy.write_alignments(tmp_path / "a", videos))
+    for made in videos:
+        (read,) = opened.read([made.video_id])
+        vectors = opened._group(*opened.group_of(made.video_id)).vectors
+        assert np.shares_memory(read.embeddings, vectors) == (made is not videos[0])
+        assert read.mask.all() == (made is not videos[0])

@@ -18,7 +18,6 @@ from adapter.dataset import (
     select,
     split_videos,
     train_and_val,
-    windowed_order,
 )
 from adapter.labels import open_labels
 
@@ -34,8 +33,11 @@ def test_batches_hold_every_video_once_with_its_own_content(learnable):
     assert [len(b.label) for b in batches] == [10] * 7 + [2]
     assert torch.cat([b.label for b in batches]).tolist() == list(range(72))
     (video,) = opened.read([opened.plan[11].video_id])
-    np.testing.assert_array_equal(batches[1].embeddings[1].numpy(), video.embeddings.astype(np.float32))
-    assert batches[1].embeddings.dtype == torch.float32
+    np.testing.assert_array_equal(batches[1].embeddings[1].numpy(), video.embeddings)
+    wide = batches[1].to(torch.device("cpu"))
+    assert (batches[1].embeddings.dtype, wide.embeddings.dtype) == (torch.float16, torch.float32)
+    assert (batches[1].topk_entity.dtype, wide.topk_entity.dtype) == (torch.int32, torch.int64)
+    assert torch.equal(wide.embeddings, batches[1].embeddings.float())
 
 
 def test_memory_does_not_change_content(learnable):
@@ -54,16 +56,6 @@ def test_epoch_order_is_a_seeded_permutation(learnable, gb):
     assert all(sorted(order) == list(range(72)) for order in orders)
     assert orders[0] == orders[1]
     assert orders[0] != orders[2] and orders[0] != orders[3]
-
-
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(1, 4), st.integers(0, 5))
-def test_windowed_order_opens_each_group_once(groups, window, seed):
-    order = windowed_order([(0, g) for g in groups], np.random.default_rng(seed), window)
-    assert sorted(order) == list(range(len(groups)))
-    met = [groups[i] for i in order]
-    for group in set(groups):
-        first, last = met.index(group), len(met) - 1 - met[::-1].index(group)
-        assert len(set(met[first : last + 1])) <= window
 
 
 def test_reversing_twice_is_the_identity_and_once_flips_content_not_time(learnable):
