@@ -15,8 +15,6 @@ from typing import Any
 class AdapterError(ValueError):
     """Something the user can mend; the message says what was got, what is needed and what to run."""
 
-    exit_code = 1
-
 
 class TrainingStopped(AdapterError):
     """A signal asked training to stop; its state is saved, and the same command goes on from there."""

@@ -7,11 +7,12 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from adapter.config import AdapterError
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """What a tracker must be able to do."""
 

@@ -416,7 +416,7 @@ class Training:
     def _first_rate(self) -> float:
         # Of the epoch's first step, also when it was stopped in between.
         steps_before = self.position.total_steps - self.position.steps
-        return self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](steps_before)
+        return float(self.schedule.base_lrs[0]) * self.schedule.lr_lambdas[0](steps_before)
 
     def _validate(self) -> dict[str, float]:
         return validate(self.model, self.data.val, self.entities, self.labels, self.config, self.ranks)

@@ -35,7 +35,7 @@ def _errors() -> Iterator[None]:
         yield
     except (*USER_ERRORS, OSError) as error:
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(EXIT_NOT_DONE) from None
+        raise typer.Exit(getattr(error, "exit_code", EXIT_NOT_DONE)) from None
 
 
 def _say(quiet: bool) -> Any:
