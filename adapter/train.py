@@ -273,7 +273,7 @@ class Training:
             dataset.draw_views(config.seed, position.epoch)
         order = dataset.epoch_order(config.seed, position.epoch)
         for start in range(position.steps * config.batch_size, len(order), config.batch_size):
-            said = self.train_step(order[start : start + config.batch_size], asked())
+            said = self.train_step(order[start : start + config.batch_size], asked)
             position.sums = {name: position.sums.get(name, 0.0) + said[name] for name in SUMS}
             position.steps += 1
             position.total_steps += 1
@@ -285,7 +285,7 @@ class Training:
         mean = {name: total / len(dataset) for name, total in position.sums.items()}
         return {"loss": mean["loss"], "top1": mean["right"], "agreement": mean["agreement"]}
 
-    def train_step(self, videos: Sequence[int], asked: bool) -> dict[str, float]:
+    def train_step(self, videos: Sequence[int], asked: Callable[[], bool]) -> dict[str, float]:
         """One optimiser step on the videos of all ranks; returns sums over them.
 
         The loss is the mean over ``videos``: each part that is computed at a time counts by its share of them.
@@ -293,9 +293,10 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         mine = self.ranks.part(videos)
         size = max(1, math.ceil(len(mine) / self.config.accumulate))
-        sums = dict.fromkeys((*SUMS, "asked", "damaged"), 0.0) | {"asked": float(asked)}
+        sums = dict.fromkeys((*SUMS, "asked", "damaged"), 0.0)
         for batch in self.data.train.batches(mine, size):
             self._backward(batch.to(self.ranks.device), len(videos), sums)
+        sums["asked"] = float(asked())
         values = self.ranks.sum(torch.tensor(list(sums.values()), dtype=torch.float64))
         sums = dict(zip(sums, values.tolist(), strict=True))
         self._require_finite(sums)

@@ -10,7 +10,9 @@ import socket
 import sys
 from pathlib import Path
 
+import pandas  # noqa: F401, with torch._dynamo what trainings import at work: once for all children
 import torch
+import torch._dynamo
 
 from adapter import checkpoint
 from adapter import train as work

@@ -99,7 +99,12 @@ def test_a_training_that_is_killed_again_and_again_ends_the_same(killed):
 
 def stop_after(steps, out, learnable, label_set, **options):
     """An unfinished training in ``out``, stopped by a signal at a step."""
-    job = {"alignments": str(learnable), "labels": str(label_set), "out": str(out), "fault": ("stop at step", steps)}
+    job = {
+        "alignments": str(learnable),
+        "labels": str(label_set),
+        "out": str(out),
+        "fault": ("stop at step", steps),
+    }
     codes, said = drive([{**job, "settings": {**SETTINGS, **options}}])
     assert codes == [[75]]
     return said
@@ -121,20 +126,27 @@ def test_an_unfinished_folder_is_known_as_such_and_is_no_run(stopped):
     out, said = stopped
     assert "stopped by a signal in epoch 2" in said and "the same command goes on" in said
     assert is_unfinished(out)
-    assert [path.name for path in saved_states(out)] == ["state-00000006.safetensors", "state-00000007.safetensors"]
+    assert [path.name for path in saved_states(out)] == [
+        "state-00000006.safetensors",
+        "state-00000007.safetensors",
+    ]
     with pytest.raises(AdapterError, match=r"found no manifest.json"):
         open_run(out)
 
 
 def test_only_equal_config_and_inputs_go_on(unfinished, toy, tmp_path, learnable, label_set):
-    other = toy.write_labels(tmp_path / "labels", toy.classes, seed=4)
+    other = toy.write_labels(tmp_path / "labels", [*toy.classes, "never filmed"])
     changed = make_settings({**SETTINGS, "lr": 0.5, "seed": 9})
-    with pytest.raises(AdapterError, match=r"other inputs.labels \(.*\); lr \(0.001 there, 0.5 now\); seed \(0 .*--force"):
+    with pytest.raises(
+        AdapterError, match=r"other inputs.labels \(.*\); lr \(0.001 there, 0.5 now\); seed \(0 .*--force"
+    ):
         train(learnable, other, unfinished, changed)
     corpus = json.loads(shutil.copytree(learnable, tmp_path / "a").joinpath("manifest.json").read_text())
     corpus["corpus"]["fingerprint"] = "d" * 64
     (tmp_path / "a" / "manifest.json").write_text(json.dumps(corpus))
-    with pytest.raises(AdapterError, match=r"unfinished training with other inputs.corpus \(c+\.\.\. there, d+"):
+    with pytest.raises(
+        AdapterError, match=r"unfinished training with other inputs.corpus \(c+\.\.\. there, d+"
+    ):
         train(tmp_path / "a", label_set, unfinished, make_settings(SETTINGS))
     with pytest.raises(AdapterError, match="--resume auto goes on with it, --force starts over"):
         train(learnable, label_set, unfinished, make_settings(SETTINGS), resume="never")
@@ -180,5 +192,8 @@ def test_a_state_of_another_shape_is_a_message(unfinished, learnable, label_set)
 
 
 def test_differences_are_named_with_both_values():
-    assert differing({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == ["b (2 there, 3 now)", "c (None there, 4 now)"]
+    assert differing({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == [
+        "b (2 there, 3 now)",
+        "c (None there, 4 now)",
+    ]
     assert issubclass(TrainingStopped, AdapterError) and TrainingStopped.exit_code == 75
