@@ -108,6 +108,12 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries(path: Path) -> None:
+    """Delete the half-written files that a killed process left in a run's folder."""
+    for file in path.glob(".*.tmp"):
+        file.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write sorted, indented JSON atomically."""
     text = json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n"

@@ -19,6 +19,7 @@ from adapter.artifact import (
     MANIFEST,
     best_name,
     is_unfinished,
+    remove_temporaries,
     saved_states,
     start_run,
     state_name,
@@ -61,6 +62,7 @@ def begin(out: Path, identity: Mapping[str, Any], force: bool, resume: str) -> s
         states = saved_states(out)
         different = differing(read_note(states[-1])["identity"], identity) if states else []
         if states and not different:
+            remove_temporaries(out)
             return str(states[-1])
         if different and resume == "auto":
             raise AdapterError(

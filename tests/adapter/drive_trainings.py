@@ -60,7 +60,6 @@ def prepare_fault(kind, number):
         "kill before validation": lambda: at_call(work, "validate", number, send(signal.SIGKILL)),
         "kill after line": lambda: at_call(work.Training, "save_if_due", number, send(signal.SIGKILL)),
         "kill before manifest": lambda: at_call(work, "publish", number, send(signal.SIGKILL)),
-        "kill after manifest": lambda: at_call(work, "remove_states", number, send(signal.SIGKILL)),
     }
     faults[kind]()
 

@@ -63,15 +63,16 @@ def steady(run):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, learnable, label_set):
-    """A folder of runs: ``whole``, and one a fault, each started twice; with the exit codes."""
+    """A folder of runs: ``whole``, and one a fault, each started twice; exit codes; what was said."""
     root = tmp_path_factory.mktemp("killed")
     common = {"alignments": str(learnable), "labels": str(label_set), "settings": SETTINGS}
     jobs = [{**common, "out": str(root / "whole")}]
     for i, fault in enumerate(FAULTS):
         jobs += [{**common, "out": str(root / str(i)), "fault": fault}, {**common, "out": str(root / str(i))}]
     chaos = [{**common, "out": str(root / "chaos"), "fault": ("kill at step", n)} for n in (4, 3, 5, 3, 4)]
-    codes, _ = drive([*jobs, *chaos, {**common, "out": str(root / "chaos")}])
-    return root, codes
+    stop = {**common, "out": str(root / "stopped"), "fault": ("stop at step", 7)}
+    codes, said = drive([*jobs, stop, *chaos, {**common, "out": str(root / "chaos")}])
+    return root, codes, said
 
 
 def assert_same(run, whole):
@@ -84,7 +85,7 @@ def assert_same(run, whole):
 
 @pytest.mark.parametrize("i", range(len(FAULTS)), ids=[f"{kind} {number}" for kind, number in FAULTS])
 def test_a_stopped_training_ends_as_if_never_stopped(killed, i):
-    root, codes = killed
+    root, codes, _ = killed
     assert codes[1 + 2 * i] == [75 if FAULTS[i][0].startswith("stop") else -9]
     assert codes[2 + 2 * i] == [0]
     assert_same(root / str(i), root / "whole")
@@ -92,38 +93,24 @@ def test_a_stopped_training_ends_as_if_never_stopped(killed, i):
 
 def test_a_training_that_is_killed_again_and_again_ends_the_same(killed):
     # Lives of 3, 2, 4, 2 and 3 steps with a state every second step: it can only end by going on from states.
-    root, codes = killed
+    root, codes, _ = killed
     assert codes[-6:] == [[-9]] * 5 + [[0]]
     assert_same(root / "chaos", root / "whole")
 
 
-def stop_after(steps, out, learnable, label_set, **options):
-    """An unfinished training in ``out``, stopped by a signal at a step."""
-    job = {
-        "alignments": str(learnable),
-        "labels": str(label_set),
-        "out": str(out),
-        "fault": ("stop at step", steps),
-    }
-    codes, said = drive([{**job, "settings": {**SETTINGS, **options}}])
-    assert codes == [[75]]
-    return said
-
-
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory, learnable, label_set):
-    out = tmp_path_factory.mktemp("stopped") / "run"
-    said = stop_after(7, out, learnable, label_set)
-    return out, said
+def stopped(killed):
+    """An unfinished training, stopped by a signal at its seventh step."""
+    return killed[0] / "stopped"
 
 
 @pytest.fixture
 def unfinished(stopped, tmp_path):
-    return shutil.copytree(stopped[0], tmp_path / "run")
+    return shutil.copytree(stopped, tmp_path / "run")
 
 
-def test_an_unfinished_folder_is_known_as_such_and_is_no_run(stopped):
-    out, said = stopped
+def test_an_unfinished_folder_is_known_as_such_and_is_no_run(stopped, killed):
+    out, said = stopped, killed[2]
     assert "stopped by a signal in epoch 2" in said and "the same command goes on" in said
     assert is_unfinished(out)
     assert [path.name for path in saved_states(out)] == [
@@ -165,8 +152,8 @@ def test_force_and_restart_replace_what_cannot_go_on(unfinished, learnable, labe
 def test_bookkeeping_may_change_when_a_training_goes_on(unfinished, killed, learnable, label_set):
     settings = make_settings({**SETTINGS, "save_every": 0, "keep_states": 1, "threads": 1})
     train(learnable, label_set, unfinished, settings)
-    assert_weights = (unfinished / "model.safetensors").read_bytes()
-    assert assert_weights == (killed[0] / "whole" / "model.safetensors").read_bytes()
+    weights = (unfinished / "model.safetensors").read_bytes()
+    assert weights == (killed[0] / "whole" / "model.safetensors").read_bytes()
 
 
 def test_a_damaged_state_is_a_message_and_the_one_before_it_serves(unfinished, killed, learnable, label_set):
