@@ -69,6 +69,11 @@ class Ranks:
         for parameter, held, part in zip(learned, total[: len(learned)].tolist(), parts, strict=True):
             parameter.grad = part.view_as(parameter) if held else None
 
+    def wait(self) -> None:
+        """Until every rank is here: what the first rank wrote before can be read after."""
+        if self.world > 1:
+            dist.barrier()
+
     def first(self, work: Callable[[], Json]) -> Json:
         """Let rank 0 do something; its result (JSON types) or its ``AdapterError`` is everyone's."""
         if self.world == 1:

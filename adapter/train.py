@@ -320,6 +320,7 @@ class Training:
 
     def choose_weights(self) -> dict[str, Any]:
         """Publish the best weights, or their average with the initial ones; says which, and how both validate."""
+        self.ranks.wait()
         best = self.position.best
         weights = load_file(self.out / artifact.best_name(best["epoch"]))
         found = {"best_epoch": best["epoch"], "best_val_top1": best.get("val_top1"), "best_of": best["of"]}

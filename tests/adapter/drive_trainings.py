@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 
 import pandas  # noqa: F401, with torch._dynamo what trainings import at work: once for all children
@@ -116,7 +117,10 @@ def outcome(job):
             code = 70
             try:
                 code = child(job, rank, port)
+            except Exception:
+                traceback.print_exc()
             finally:
+                sys.stderr.flush()
                 os._exit(code)
         children.append(pid)
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
