@@ -140,9 +140,10 @@ def set_generators(tensors: Mapping[str, Tensor], ranks: Ranks, seed: int) -> No
     if len(rows) != ranks.world:
         torch.manual_seed(seed + ranks.rank)
         return
-    torch.set_rng_state(rows[ranks.rank].cpu())
+    # A copy each: torch reads a state from where the memory begins, whatever the row.
+    torch.set_rng_state(rows[ranks.rank].cpu().clone())
     if ranks.device.type == "cuda" and "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"][ranks.rank].cpu(), ranks.device)
+        torch.cuda.set_rng_state(tensors["random.cuda"][ranks.rank].cpu().clone(), ranks.device)
 
 
 def _short(value: Any) -> str:

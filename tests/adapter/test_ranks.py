@@ -63,7 +63,10 @@ def assert_close(run, other):
     one, two = (load_file(path / "last.safetensors") for path in (run, other))
     assert one.keys() == two.keys()
     for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-5)
+        # A softmax does not feel the bias of its keys: that gradient is rounding alone, which AdamW blows up.
+        felt = slice(len(one[name]) // 2, None) if name.endswith("key_value.bias") else slice(None)
+        parts = (weights[name] if weights[name].ndim == 0 else weights[name][felt] for weights in (one, two))
+        torch.testing.assert_close(*parts, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [*FORMS, "elastic"])
