@@ -48,7 +48,7 @@ ENTRIES: dict[str, Kinds] = {
 _OF_A_RUN = re.compile(
     r"config\.json|(model|last)\.safetensors|metrics\.jsonl|videos\.parquet|eval-.+\.json|predictions-.+\.parquet"
     r"|protocol-.+\.json|scores-.+\.parquet"
-    r"|\..+\.\d+\.tmp"
+    r"|(state|best)-\d+\.safetensors|events\.out\.tfevents\..+|\..+\.\d+\.tmp"
 )
 
 VIDEOS_SCHEMA = pa.schema(
@@ -112,6 +112,26 @@ def read_scores(file: Path) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarra
     return tuple(videos), labels, np.stack(columns, axis=1)
 
 
+def state_name(steps: int) -> str:
+    """File of a training's state after so many steps; an unfinished run alone has any."""
+    return f"state-{steps:08d}.safetensors"
+
+
+def best_name(epoch: int) -> str:
+    """File of the best weights while training goes on, by the epoch they are from."""
+    return f"best-{epoch:05d}.safetensors"
+
+
+def saved_states(path: Path) -> list[Path]:
+    """The states that an unfinished training saved, oldest first."""
+    return sorted(path.glob("state-*.safetensors"))
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a folder holds a training that did not end: all of a run but its manifest."""
+    return path.is_dir() and not (path / MANIFEST).exists() and (path / CONFIG).is_file() and _is_run(path)
+
+
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, flush it to disk, then rename it into place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -122,6 +142,12 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(path: Path) -> None:
+    """Delete the half-written files that a killed process left in a run's folder."""
+    for file in path.glob(".*.tmp"):
+        file.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -138,7 +164,17 @@ def write_table(path: Path, table: pa.Table) -> None:
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
     """Add one JSON line; metrics are read while training goes on."""
     with open(path, "a", encoding="utf-8") as handle:
-        handle.write(json.dumps(value, sort_keys=True) + "\n")
+        handle.write(_line(value))
+
+
+def write_lines(path: Path, values: Sequence[Mapping[str, Any]]) -> None:
+    """Write a file of JSON lines atomically."""
+    text = "".join(map(_line, values))
+    write_atomic(path, lambda temporary: _write_text(temporary, text))
+
+
+def _line(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True) + "\n"
 
 
 def read_table(file: Path, columns: Sequence[str], mend: str) -> pa.Table:
@@ -211,12 +247,13 @@ def start_run(path: Path, force: bool) -> None:
 def removed_on_failure(path: Path) -> Iterator[None]:
     """Delete the folder when an error leaves the block: half a run would only stand in the next one's way.
 
-    An interruption keeps it, for the metrics so far.
+    An interruption keeps it, for the metrics so far; so does a saved state, from which training can go on.
     """
     try:
         yield
     except Exception:
-        shutil.rmtree(path, ignore_errors=True)
+        if not saved_states(path):
+            shutil.rmtree(path, ignore_errors=True)
         raise
 
 

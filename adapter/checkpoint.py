@@ -17,10 +17,13 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
 
 
-def save_weights(path: Path, state: dict[str, Tensor]) -> None:
-    """Write weights atomically; equal weights give equal bytes. A disk that refuses raises ``AdapterError``."""
+def save_weights(path: Path, state: dict[str, Tensor], note: dict[str, str] | None = None) -> None:
+    """Write weights atomically, with a ``note`` in the file's head; equal weights give equal bytes.
+
+    A disk that refuses raises ``AdapterError``.
+    """
     try:
-        write_atomic(path, lambda temporary: save_file(state, temporary))
+        write_atomic(path, lambda temporary: save_file(state, temporary, note))
     except (SafetensorError, OSError) as error:
         raise AdapterError(
             f"cannot write {path} ({reason(error)}); check the space and the rights there"

@@ -82,13 +82,29 @@ def train_cli(
     cache_gb: float | None = _knob("cache_gb"),
     seed: int | None = _knob("seed"),
     device: str | None = _knob("device"),
+    precision: str | None = _knob("precision"),
+    accumulate: int | None = _knob("accumulate"),
+    class_weights: str | None = _knob("class_weights"),
+    ema: float | None = _knob("ema"),
+    wise_alpha: float | None = _knob("wise_alpha"),
+    save_every: int | None = _knob("save_every"),
+    tracker: str | None = _knob("tracker"),
     config: Annotated[
         Path | None, typer.Option(help="TOML or JSON file of options, such as a run's config.json.")
     ] = None,
     assign: Annotated[
         list[str] | None, typer.Option("--set", help="Any other option, NAME=VALUE; repeatable.")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Replace a run that is there already.")] = False,
+    resume: Annotated[
+        str,
+        typer.Option(
+            help="An unfinished training in --out: auto goes on where config and inputs are equal (else an error), "
+            "never refuses, restart goes on or else replaces."
+        ),
+    ] = "auto",
+    force: Annotated[
+        bool, typer.Option(help="Replace a run that is there already, finished or not.")
+    ] = False,
     quiet: Annotated[bool, typer.Option(help="No line for each epoch.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -100,10 +116,14 @@ def train_cli(
     given = {k: v for k, v in locals().items() if k not in _NOT_SETTINGS and v is not None}
     options = {**parse_assignments(assign or []), **given}
     settings = make_settings(combine(read_config(config), options) if config else options)
+    from adapter.ranks import leads
     from adapter.train import train
 
-    report = train(alignments, labels, out, settings, force, None if quiet or as_json else _echo_epoch)
-    typer.echo(json.dumps(report.to_json(), sort_keys=True) if as_json else _train_words(report))
+    report = train(
+        alignments, labels, out, settings, force, None if quiet or as_json else _echo_epoch, resume
+    )
+    if leads():
+        typer.echo(json.dumps(report.to_json(), sort_keys=True) if as_json else _train_words(report))
 
 
 @app.command("eval")
@@ -258,7 +278,7 @@ def describe_cli(
 app.add_typer(protocol_app, name="protocol")
 
 _SHOWN = 20  # explanations printed; the file holds them all
-_NOT_SETTINGS = ("alignments", "labels", "out", "config", "assign", "force", "quiet", "as_json")
+_NOT_SETTINGS = ("alignments", "labels", "out", "config", "assign", "resume", "force", "quiet", "as_json")
 
 
 def _echo_epoch(line: dict[str, Any]) -> None:

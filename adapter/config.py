@@ -16,6 +16,12 @@ class AdapterError(ValueError):
     """Something the user can mend; the message says what was got, what is needed and what to run."""
 
 
+class TrainingStopped(AdapterError):
+    """A signal asked training to stop; its state is saved, and the same command goes on from there."""
+
+    exit_code = 75  # EX_TEMPFAIL: try again
+
+
 def did_you_mean(got: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the nearest known word, or an empty string."""
     near = difflib.get_close_matches(got, list(known), n=1)
@@ -259,7 +265,12 @@ class TrainConfig:
         choices=("small", "paper"),
     )
     epochs: int = option(30, "Passes over the training videos.", low=0)
-    batch_size: int = option(32, "Videos a step.", low=1)
+    batch_size: int = option(32, "Videos a step, over all processes together.", low=1)
+    accumulate: int = option(
+        1,
+        "Parts that a process takes its share of a step in, to save memory; the step stays the same.",
+        low=1,
+    )
     lr: float = option(1e-3, "Peak learning rate (paper: 8e-5 at batch 256).", low=0.0)
     min_lr: float = option(0.01, "Final learning rate as a share of the peak.", low=0.0)
     warmup: float = option(2.0, "Epochs of linear warm-up.", low=0.0)
@@ -267,6 +278,24 @@ class TrainConfig:
     beta1: float = option(0.9, "AdamW's first beta.", low=0.0)
     beta2: float = option(0.98, "AdamW's second beta (X-CLIP's value).", low=0.0)
     label_smoothing: float = option(0.1, "Label smoothing.", low=0.0)
+    class_weights: str = option(
+        "none",
+        "balanced = videos of rare classes weigh more in the loss: a video of a class with n of N videos among C "
+        "classes weighs N / (C n), 1 on average.",
+        choices=("none", "balanced"),
+    )
+    ema: float = option(
+        0.0,
+        "Decay of a moving average of the weights over steps, such as 0.999; 0 = none. Validation scores the average "
+        "beside the weights themselves, and the better of the two is a candidate for publication.",
+        low=0.0,
+    )
+    wise_alpha: float = option(
+        1.0,
+        "Share of the trained weights in what is published; the rest are the initial weights (WiSE-FT). Needs "
+        "residual=cls, whose initial model is zero-shot CLIP; 1 = as trained.",
+        low=0.0,
+    )
     grad_clip: float = option(1.0, "Largest norm of the gradient; 0 = no clipping.", low=0.0)
     seed: int = option(0, "Seed of initial weights, order, noise and the few-shot draw.", low=0)
     shots: int = option(0, "Videos a class to train (and at most as many to validate) on; 0 = all.", low=0)
@@ -286,15 +315,34 @@ class TrainConfig:
     )
     cache_gb: float = option(4.0, "Keep the videos in memory when they fit this many gigabytes.", low=0.0)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    precision: str = option(
+        "auto",
+        "fp32, bf16 (autocast; weights stay float32), or auto: bf16 on CUDA, fp32 elsewhere.",
+        choices=("auto", "fp32", "bf16"),
+    )
     threads: int = option(0, "CPU threads; 0 leaves torch's choice (one can be faster on busy cores).", low=0)
+    save_every: int = option(
+        0,
+        "Steps between saved states, from which a killed training goes on; 0 = at the end of an epoch, but at most "
+        "once in 15 seconds.",
+        low=0,
+    )
+    keep_states: int = option(2, "Saved states to keep while training; a finished run keeps none.", low=1)
+    tracker: str = option(
+        "none",
+        "Where epochs are logged beside metrics.jsonl (optional packages).",
+        choices=("none", "tensorboard", "wandb"),
+    )
 
     def __post_init__(self) -> None:
         _check(self)
-        for name in ("val_fraction", "label_smoothing", "min_lr", "beta1", "beta2"):
+        for name in ("val_fraction", "label_smoothing", "min_lr", "beta1", "beta2", "ema", "wise_alpha"):
             if getattr(self, name) > 1:
                 raise AdapterError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
 
 
+# Options of the machine and the bookkeeping: they change no weight, and no run is told apart by them.
+BOOKKEEPING = ("cache_gb", "device", "threads", "save_every", "keep_states", "tracker")
 RECIPES: dict[str, dict[str, Any]] = {
     "small": {},
     "paper": {
@@ -313,6 +361,13 @@ class Settings:
 
     model: ModelConfig
     train: TrainConfig
+
+    def __post_init__(self) -> None:
+        if self.train.wise_alpha < 1 and (self.model.residual != "cls" or self.model.model == "mean_pool"):
+            raise AdapterError(
+                f"wise_alpha is {self.train.wise_alpha}; it averages with the initial model, which is zero-shot CLIP "
+                "with residual=cls alone: add --residual cls (and a trained model), or leave it at 1"
+            )
 
     def flat(self) -> dict[str, Any]:
         """One dictionary of every value, as stored in ``RUN/config.json``."""

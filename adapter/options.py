@@ -10,7 +10,7 @@ from adapter.config import AdapterError
 
 
 def friendly(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn what the user can mend (a full disk is one) into one line and exit code 1; bugs stay loud."""
+    """Turn what the user can mend (a full disk is one) into one line and exit code 1 (or its own); bugs stay loud."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -18,6 +18,6 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except (AdapterError, OSError) as error:
             typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from None
+            raise typer.Exit(getattr(error, "exit_code", 1)) from None
 
     return wrapped

@@ -1,28 +1,34 @@
-"""Train a model on cached alignments: one readable loop, seeded, on one machine.
+"""Train a model on cached alignments: one readable loop, seeded, in one process or in several, resumable.
 
 The validation split (or a held-out part of the training split) chooses the epoch; the test split is never
 read.
 """
 
 import math
+import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from adapter import artifact
 from adapter.alignments import Alignments, open_alignments
-from adapter.artifact import append_line, publish, removed_on_failure, start_run, write_json, write_table
+from adapter.artifact import append_line, publish, removed_on_failure, write_json, write_lines, write_table
+from adapter.averaging import MovingAverage, between, wearing
 from adapter.checkpoint import save_weights, state_of
-from adapter.config import AdapterError, Settings, TrainConfig
+from adapter.config import BOOKKEEPING, AdapterError, Settings, TrainConfig, TrainingStopped
 from adapter.dataset import (
+    Batch,
     Sample,
     Selection,
     VideoDataset,
@@ -33,8 +39,23 @@ from adapter.dataset import (
     train_and_val,
 )
 from adapter.labels import Labels, open_labels
-from adapter.losses import average_views, classification_loss
+from adapter.losses import average_views, balanced_weights, classification_loss
 from adapter.model import Shape, VideoAdapter, build_model, count_parameters
+from adapter.ranks import Ranks, joined
+from adapter.state import (
+    Position,
+    begin,
+    generators,
+    load_state,
+    remove_states,
+    save_state,
+    set_generators,
+)
+from adapter.tracking import TRACKERS, Tracker
+
+CHUNK = 32  # videos that are scored together, whatever the batch size and the number of ranks
+STATE_SECONDS = 15.0  # an epoch's end saves a state when the last one is older
+SUMS = ("loss", "right", "agreement")
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -74,13 +95,16 @@ def train(
     settings: Settings,
     force: bool = False,
     progress: Progress | None = None,
+    resume: str = "auto",
 ) -> TrainReport:
-    """Train and publish a run in ``out``.
+    """Train and publish a run in ``out``, or go on with a training that was stopped there.
 
     Classes are the labels that have training videos; other labels of the set are no candidates, so an unseen
     class is never a negative. The published weights are those of the best validation epoch (the last without
-    validation videos). Raises ``AdapterError`` on artifacts that are missing, incomplete or made with another
-    model. A training that fails leaves no folder.
+    validation videos). ``force`` and ``resume`` are those of ``state.begin``. Under ``torchrun`` all processes call
+    this and share the work; the first one writes. Raises ``AdapterError`` on artifacts that are missing, incomplete
+    or made with another model, and ``TrainingStopped`` on SIGTERM and SIGUSR1, once the state is saved. A training
+    that fails before its first saved state leaves no folder.
     """
     config, started = settings.train, time.perf_counter()
     device = choose_device(config.device)
@@ -88,23 +112,29 @@ def train(
     opened.require_regions(settings.model)
     label_set = open_labels(labels, opened.model)
     data = prepare(opened, label_set, config)
-    with seeded(config.seed, config.threads):
-        model = _fresh_model(settings, opened, data.labels, device)
-        start_run(out, force)
-        with removed_on_failure(out):
-            write_json(out / artifact.CONFIG, settings.flat())
-            history, best = fit(model, data, opened, settings, device, out, progress)
+    with joined(device) as ranks, seeded(config.seed, config.threads):
+        require_videos(data, config, ranks)
+        model = _fresh_model(settings, opened, data.labels, ranks.device)
+        inputs = _inputs(opened, label_set)
+        identity = _identity(settings, inputs)
+        state = ranks.first(lambda: begin(out, identity, force, resume))
+        with removed_on_failure(out) if ranks.leads else nullcontext():
+            training = Training.of(model, data, opened, config, ranks, out, identity)
+            training.restore(Path(state)) if state else training.start(settings)
+            tracker = _tracker(settings, out, training)
+            training.fit(tracker, progress if ranks.leads else None)
+            averaging = training.choose_weights()
             report = TrainReport(
                 out,
                 count_parameters(model),
                 data.counts,
-                best["epoch"],
-                best.get("val_top1"),
+                averaging["best_epoch"],
+                averaging["best_val_top1"],
                 time.perf_counter() - started,
                 bool(opened.model.get("random_weights")),
-                history,
+                training.position.history,
             )
-            _publish(report, data, opened, label_set, settings)
+            ranks.first(lambda: _publish(report, data, opened, inputs, settings, averaging))
     return report
 
 
@@ -130,82 +160,277 @@ def prepare(alignments: Alignments, labels: Labels, config: TrainConfig) -> Trai
     return TrainData(train_data, val_data, labels.take(classes), counts)
 
 
-def fit(
-    model: VideoAdapter,
-    data: TrainData,
-    alignments: Alignments,
-    settings: Settings,
-    device: torch.device,
-    out: Path,
-    progress: Progress | None,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The loop: every epoch trains, validates, logs, and keeps the weights when validation is better."""
-    config = settings.train
-    entities = torch.from_numpy(alignments.entities.embeddings).to(device)
-    labels = torch.from_numpy(data.labels.embeddings).to(device)
-    epochs = config.epochs if count_parameters(model) else 0
-    steps = math.ceil(len(data.train) / config.batch_size)
-    optimizer = build_optimizer(model, config)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(config, steps)) if epochs else None
-    history: list[dict[str, Any]] = []
-    best: dict[str, Any] = {"epoch": 0, **validate(model, data.val, entities, labels, config, device)}
-    save_weights(out / artifact.WEIGHTS, state_of(model))
-    for epoch in range(1, epochs + 1):
-        started = time.perf_counter()
-        line = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"]}
-        line |= train_epoch(model, data.train, entities, labels, optimizer, schedule, config, epoch, device)
-        line |= validate(model, data.val, entities, labels, config, device)
-        line["seconds"] = round(time.perf_counter() - started, 3)
-        if _better(line, best):
-            best = line
-            save_weights(out / artifact.WEIGHTS, state_of(model))
-        history.append(line)
-        append_line(out / artifact.METRICS, line)
-        if progress:
-            progress(line)
-    save_weights(out / artifact.LAST_WEIGHTS, state_of(model))
-    (out / artifact.METRICS).touch()
-    return history, best
+def require_videos(data: TrainData, config: TrainConfig, ranks: Ranks) -> None:
+    """Refuse more processes than there are videos to share."""
+    shared = min(len(data.train), config.batch_size)
+    if ranks.world > shared:
+        raise AdapterError(
+            f"{ranks.world} processes cannot share {len(data.train)} training videos in batches of "
+            f"{config.batch_size}; start at most {shared} (torchrun --nproc-per-node), or raise --batch-size"
+        )
 
 
-def train_epoch(
-    model: VideoAdapter,
-    dataset: VideoDataset,
-    entities: Tensor,
-    labels: Tensor,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR | None,
-    config: TrainConfig,
-    epoch: int,
-    device: torch.device,
-) -> dict[str, float]:
-    """One pass over the training videos, in one view each or in all of them; means over what was seen."""
-    model.train()
-    if config.views == "one":
-        dataset.draw_views(config.seed, epoch)
-    sums = dict.fromkeys(("loss", "right", "agreement"), 0.0)
-    for batch in dataset.batches(dataset.epoch_order(config.seed, epoch), config.batch_size):
-        batch = batch.to(device)
-        with precision(device):
-            output = model(batch, entities, labels)
-            loss = classification_loss(output.logits, batch.label, config.label_smoothing)
-        if not torch.isfinite(loss):
-            raise AdapterError(
-                f"the loss became {loss.item()} in epoch {epoch}; try a lower --lr (now {config.lr})"
+@dataclass
+class Training:
+    """One training: what learns, on what, and how far it is."""
+
+    model: VideoAdapter
+    data: TrainData
+    config: TrainConfig
+    ranks: Ranks
+    out: Path
+    identity: dict[str, Any]
+    entities: Tensor
+    labels: Tensor
+    class_weights: Tensor | None
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    average: MovingAverage | None
+    initial: dict[str, Tensor]
+    epochs: int
+    position: Position = field(default_factory=Position)
+    saved_at: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(
+        cls,
+        model: VideoAdapter,
+        data: TrainData,
+        alignments: Alignments,
+        config: TrainConfig,
+        ranks: Ranks,
+        out: Path,
+        identity: dict[str, Any],
+    ) -> "Training":
+        """A training that has not begun, of a fresh model."""
+        entities, labels = (
+            torch.from_numpy(part).to(ranks.device)
+            for part in (alignments.entities.embeddings, data.labels.embeddings)
+        )
+        weights = None
+        if config.class_weights == "balanced":
+            videos = torch.tensor([sample.label for sample in data.train.samples])
+            weights = balanced_weights(videos, len(labels)).to(ranks.device)
+        optimizer = build_optimizer(model, config)
+        steps = math.ceil(len(data.train) / config.batch_size)
+        return cls(
+            model,
+            data,
+            config,
+            ranks,
+            out,
+            identity,
+            entities,
+            labels,
+            weights,
+            optimizer,
+            torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(config, steps)),
+            MovingAverage(model, config.ema) if config.ema else None,
+            state_of(model) if config.wise_alpha < 1 else {},
+            config.epochs if count_parameters(model) else 0,
+        )
+
+    def start(self, settings: Settings) -> None:
+        """Write the config, score the untrained model and keep its weights as the best so far."""
+        if self.ranks.leads:
+            write_json(self.out / artifact.CONFIG, settings.flat())
+        if self.ranks.rank:
+            # Noise and dropout differ between ranks; the first rank's are those of a single process.
+            torch.manual_seed(self.config.seed + 1_000_003 * self.ranks.rank)
+        self._keep({"epoch": 0, "of": "weights", **self._validate()})
+
+    def fit(self, tracker: Tracker, progress: Progress | None) -> None:
+        """Every epoch trains, validates, logs, and keeps the weights when validation is better."""
+        position = self.position
+        with asked_to_stop() as asked:
+            while position.epoch <= self.epochs:
+                began = time.perf_counter() - position.seconds
+                line = {"epoch": position.epoch, "lr": self._first_rate()}
+                line |= self.train_epoch(asked, began)
+                line |= self.score()
+                line["seconds"] = round(time.perf_counter() - began, 3)
+                position.history.append(line)
+                self.position = position = Position(
+                    position.epoch + 1, 0, position.total_steps, best=position.best, history=position.history
+                )
+                if self.ranks.leads:
+                    append_line(self.out / artifact.METRICS, line)
+                    tracker.log(line)
+                if progress:
+                    progress(line)
+                if position.epoch <= self.epochs:
+                    self.save_if_due(asked())
+        tracker.close()
+        if self.ranks.leads:
+            save_weights(self.out / artifact.LAST_WEIGHTS, state_of(self.model))
+            (self.out / artifact.METRICS).touch()
+
+    def train_epoch(self, asked: Callable[[], bool], began: float) -> dict[str, float]:
+        """The rest of an epoch over the training videos, in one view each or in all; means over what was seen."""
+        config, dataset, position = self.config, self.data.train, self.position
+        self.model.train()
+        if config.views == "one":
+            dataset.draw_views(config.seed, position.epoch)
+        order = dataset.epoch_order(config.seed, position.epoch)
+        for start in range(position.steps * config.batch_size, len(order), config.batch_size):
+            said = self.train_step(order[start : start + config.batch_size], asked)
+            position.sums = {name: position.sums.get(name, 0.0) + said[name] for name in SUMS}
+            position.steps += 1
+            position.total_steps += 1
+            if self.average:
+                self.average.update(self.model, position.total_steps)
+            if said["asked"] or (config.save_every and position.total_steps % config.save_every == 0):
+                position.seconds = time.perf_counter() - began
+                self.save(stop=said["asked"] > 0)
+        mean = {name: total / len(dataset) for name, total in position.sums.items()}
+        return {"loss": mean["loss"], "top1": mean["right"], "agreement": mean["agreement"]}
+
+    def train_step(self, videos: Sequence[int], asked: Callable[[], bool]) -> dict[str, float]:
+        """One optimiser step on the videos of all ranks; returns sums over them.
+
+        The loss is the mean over ``videos``: each part that is computed at a time counts by its share of them.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        mine = self.ranks.part(videos)
+        size = max(1, math.ceil(len(mine) / self.config.accumulate))
+        sums = dict.fromkeys((*SUMS, "asked", "damaged"), 0.0)
+        for batch in self.data.train.batches(mine, size):
+            self._backward(batch.to(self.ranks.device), len(videos), sums)
+        sums["asked"] = float(asked())
+        values = self.ranks.sum(torch.tensor(list(sums.values()), dtype=torch.float64))
+        sums = dict(zip(sums, values.tolist(), strict=True))
+        self._require_finite(sums)
+        self.ranks.sum_gradients(self.model.parameters())
+        if self.config.grad_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        self.schedule.step()
+        return sums
+
+    def score(self) -> dict[str, float]:
+        """Validate the weights, and their moving average; the better of these and the best so far is kept."""
+        figures = self._validate()
+        self._keep_if_better({"epoch": self.position.epoch, "of": "weights", **figures})
+        if not self.average:
+            return figures
+        with wearing(self.model, self.average.weights):
+            averaged = self._validate()
+            self._keep_if_better({"epoch": self.position.epoch, "of": "ema", **averaged})
+        return figures | {f"ema_{name}": value for name, value in averaged.items()}
+
+    def choose_weights(self) -> dict[str, Any]:
+        """Publish the best weights, or their average with the initial ones; says which, and how both validate."""
+        self.ranks.wait()
+        best = self.position.best
+        weights = load_file(self.out / artifact.best_name(best["epoch"]))
+        found = {"best_epoch": best["epoch"], "best_val_top1": best.get("val_top1"), "best_of": best["of"]}
+        if (alpha := self.config.wise_alpha) < 1:
+            weights = between(self.initial, weights, alpha)
+            with wearing(self.model, weights):
+                figures = self._validate()
+            found |= {
+                "best_val_top1": figures.get("val_top1"),
+                "val_top1_before_averaging": best.get("val_top1"),
+            }
+        if self.ranks.leads:
+            save_weights(self.out / artifact.WEIGHTS, weights)
+        return found
+
+    def save_if_due(self, asked: bool) -> None:
+        """Save at an epoch's end, at most once in ``STATE_SECONDS`` unless asked; the first rank's clock counts."""
+        late = time.monotonic() - self.saved_at > STATE_SECONDS
+        wish = torch.tensor([float(late and self.ranks.leads), float(asked)])
+        due, stop = (value > 0 for value in self.ranks.sum(wish).tolist())
+        if due or stop:
+            self.save(stop)
+
+    def save(self, stop: bool = False) -> None:
+        """Write the state; with ``stop`` raise ``TrainingStopped`` afterwards."""
+        tensors = generators(self.ranks)
+        if self.ranks.leads:
+            tensors |= {f"model.{name}": tensor for name, tensor in state_of(self.model).items()}
+            for i, moments in self.optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{i}.{name}": value.cpu() for name, value in moments.items()}
+            if self.average:
+                tensors |= {f"average.{name}": value.cpu() for name, value in self.average.weights.items()}
+            schedule = {**self.schedule.state_dict(), "lr_lambdas": [None] * len(self.optimizer.param_groups)}
+            note = {"identity": self.identity, "schedule": schedule}
+            save_state(self.out, tensors, self.position, note, self.config.keep_states)
+        self.saved_at = time.monotonic()
+        if stop:
+            raise TrainingStopped(
+                f"stopped by a signal in epoch {self.position.epoch}; the state is saved in {self.out}, and the "
+                "same command goes on from there"
             )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if config.grad_clip:
-            nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        optimizer.step()
-        if schedule:
-            schedule.step()
-        n = len(batch.label)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a state; what was logged after it is taken back."""
+        tensors, note = load_state(path, self.ranks.device)
+        try:
+            self.position = Position(**note["position"])
+            self.model.load_state_dict(_named(tensors, "model."))
+            if self.average:
+                self.average.weights = _named(tensors, "average.")
+            self.schedule.load_state_dict(note["schedule"])
+            self._restore_optimizer(_named(tensors, "optimizer."), note["schedule"]["_last_lr"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise AdapterError(
+                f"{path} does not fit this model ({str(error).splitlines()[0]}); delete it to go on from the state "
+                "before it, or pass --force to start over"
+            ) from error
+        set_generators(tensors, self.ranks, self.config.seed + self.position.total_steps)
+        if self.ranks.leads:
+            write_lines(self.out / artifact.METRICS, self.position.history)
+
+    def _restore_optimizer(self, tensors: dict[str, Tensor], rates: list[float]) -> None:
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            i, _, moment = name.partition(".")
+            moments.setdefault(int(i), {})[moment] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        changed = [{**group, "lr": rate} for group, rate in zip(groups, rates, strict=True)]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": changed})
+
+    def _backward(self, batch: Batch, videos: int, sums: dict[str, float]) -> None:
+        config, n = self.config, len(batch.label)
+        with precision(self.ranks.device, config.precision):
+            output = self.model(batch, self.entities, self.labels)
+            loss = classification_loss(output.logits, batch.label, config.label_smoothing, self.class_weights)
+        (loss * (n / videos)).backward()
+        if not torch.isfinite(loss):
+            sums["damaged"] += not _is_finite(batch)
         sums["loss"] += loss.item() * n
         sums["right"] += int((output.logits.argmax(1) == batch.label).sum())
         sums["agreement"] += output.agreement.item() * n
-    n = len(dataset)
-    return {"loss": sums["loss"] / n, "top1": sums["right"] / n, "agreement": sums["agreement"] / n}
+
+    def _require_finite(self, sums: dict[str, float]) -> None:
+        if math.isfinite(sums["loss"]):
+            return
+        if sums["damaged"]:
+            raise AdapterError(
+                f"the alignments hold numbers that are not finite, met in epoch {self.position.epoch}; run "
+                "`aligner verify DIR`, then align the damaged shard again"
+            )
+        raise AdapterError(
+            f"the loss became {sums['loss']} in epoch {self.position.epoch}; try a lower --lr (now {self.config.lr})"
+        )
+
+    def _first_rate(self) -> float:
+        # Of the epoch's first step, also when it was stopped in between.
+        steps_before = self.position.total_steps - self.position.steps
+        return float(self.schedule.base_lrs[0]) * self.schedule.lr_lambdas[0](steps_before)
+
+    def _validate(self) -> dict[str, float]:
+        return validate(self.model, self.data.val, self.entities, self.labels, self.config, self.ranks)
+
+    def _keep_if_better(self, line: dict[str, Any]) -> None:
+        if _better(line, self.position.best):
+            self._keep(line)
+
+    def _keep(self, line: dict[str, Any]) -> None:
+        self.position.best = line
+        if self.ranks.leads:
+            save_weights(self.out / artifact.best_name(line["epoch"]), state_of(self.model))
 
 
 @torch.no_grad()
@@ -215,23 +440,65 @@ def validate(
     entities: Tensor,
     labels: Tensor,
     config: TrainConfig,
-    device: torch.device,
+    ranks: Ranks,
 ) -> dict[str, float]:
-    """Loss and accuracy on the validation videos, over all their views; empty where there are none."""
+    """Loss and accuracy on the validation videos, over all their views; empty where there are none.
+
+    Videos are scored in chunks of fixed content, each by one rank, and every video's logits land in its own row:
+    neither the batch size nor the number of ranks changes a bit of the result.
+    """
     if len(dataset) == 0:
         return {}
     model.eval()
-    loss, right = 0.0, 0
-    for views in dataset.view_batches(dataset.reading_order(), config.batch_size):
-        said = []
-        for batch in views:
-            batch = batch.to(device)
-            with precision(device):
-                said.append(model(batch, entities, labels).logits)
-        logits, label = average_views(torch.stack(said)), batch.label
-        loss += classification_loss(logits, label).item() * len(label)
-        right += int((logits.argmax(1) == label).sum())
-    return {"val_loss": loss / len(dataset), "val_top1": right / len(dataset)}
+    order = dataset.reading_order()
+    logits = torch.zeros(len(dataset), len(labels))
+    scored = torch.zeros(len(dataset))
+    with torch.random.fork_rng():
+        for start in ranks.part(range(0, len(order), CHUNK)):
+            torch.manual_seed(config.seed + start)
+            part = order[start : start + CHUNK]
+            (views,) = dataset.view_batches(part, len(part))
+            logits[part] = _view_average(model, views, entities, labels, config, ranks.device)
+            scored[part] += 1
+    logits, scored = ranks.sum(logits), ranks.sum(scored)
+    assert bool((scored == 1).all()), "every video is scored exactly once"
+    label = torch.tensor([sample.label for sample in dataset.samples])
+    loss = F.cross_entropy(logits.double(), label)
+    return {"val_loss": loss.item(), "val_top1": int((logits.argmax(1) == label).sum()) / len(dataset)}
+
+
+def _view_average(
+    model: VideoAdapter,
+    views: Iterator[Batch],
+    entities: Tensor,
+    labels: Tensor,
+    config: TrainConfig,
+    device: torch.device,
+) -> Tensor:
+    with precision(device, config.precision):
+        said = [model(batch.to(device), entities, labels).logits for batch in views]
+    return average_views(torch.stack(said)).float().cpu()
+
+
+def _is_finite(batch: Batch) -> bool:
+    return all(
+        bool(getattr(batch, name).isfinite().all()) for name in ("embeddings", "topk_score", "geometry")
+    )
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM or SIGUSR1 has come; outside of the main thread no signal is listened to."""
+    received: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            before[number] = signal.signal(number, lambda got, frame: received.append(got))
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -273,9 +540,10 @@ def choose_device(name: str) -> torch.device:
 
 
 @contextmanager
-def precision(device: torch.device) -> Iterator[None]:
-    """bfloat16 autocast on CUDA, float32 elsewhere."""
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+def precision(device: torch.device, kind: str = "auto") -> Iterator[None]:
+    """bfloat16 autocast or float32; ``auto`` is the former on CUDA, the latter elsewhere."""
+    half = device.type == "cuda" if kind == "auto" else kind == "bf16"
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
         yield
 
 
@@ -340,8 +608,36 @@ def _counts(
     }
 
 
+def _inputs(opened: Alignments, labels: Labels) -> dict[str, str]:
+    return {
+        "alignments": opened.fingerprint,
+        "labels": labels.fingerprint,
+        "corpus": opened.manifest["corpus"]["fingerprint"],
+    }
+
+
+def _identity(settings: Settings, inputs: dict[str, str]) -> dict[str, Any]:
+    # The order of videos depends on whether they fit in memory.
+    config = {**_config_that_matters(settings), "cache_gb": settings.train.cache_gb}
+    return {**config, **{f"inputs.{name}": fingerprint for name, fingerprint in inputs.items()}}
+
+
+def _named(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def _tracker(settings: Settings, out: Path, training: Training) -> Tracker:
+    kind = settings.train.tracker if training.ranks.leads else "none"
+    return TRACKERS[kind](out, settings.flat(), training.position.epoch)
+
+
 def _publish(
-    report: TrainReport, data: TrainData, opened: Alignments, labels: Labels, settings: Settings
+    report: TrainReport,
+    data: TrainData,
+    opened: Alignments,
+    inputs: dict[str, str],
+    settings: Settings,
+    averaging: dict[str, Any],
 ) -> None:
     out = report.out
     rows = [(s.video_id, data.labels.labels[s.label], role) for s, role in _roles(data)]
@@ -349,23 +645,19 @@ def _publish(
     write_table(out / artifact.VIDEOS, pa.table(columns, schema=artifact.VIDEOS_SCHEMA))
     body = {
         "config": _config_that_matters(settings),
-        "inputs": {
-            "alignments": {"fingerprint": opened.fingerprint},
-            "labels": {"fingerprint": labels.fingerprint},
-            "corpus": {"fingerprint": opened.manifest["corpus"]["fingerprint"]},
-        },
+        "inputs": {name: {"fingerprint": fingerprint} for name, fingerprint in inputs.items()},
         "model": dict(opened.model),
         "labels": list(data.labels.labels),
         "dim": opened.dim,
         "frames": opened.frames,
         "parameters": report.parameters,
-        "best_epoch": report.best_epoch,
-        "best_val_top1": report.best_val_top1,
         "counts": report.counts,
         "torch": torch.__version__,
+        **averaging,
     }
     files = {name: 0 for name in (artifact.CONFIG, artifact.WEIGHTS, artifact.LAST_WEIGHTS)}
     publish(out, body, {**files, artifact.METRICS: len(report.history), artifact.VIDEOS: len(rows)})
+    remove_states(out)
 
 
 def _roles(data: TrainData) -> Iterator[tuple[Sample, str]]:
@@ -375,4 +667,4 @@ def _roles(data: TrainData) -> Iterator[tuple[Sample, str]]:
 
 
 def _config_that_matters(settings: Settings) -> dict[str, Any]:
-    return {k: v for k, v in settings.flat().items() if k not in ("cache_gb", "device", "threads")}
+    return {k: v for k, v in settings.flat().items() if k not in BOOKKEEPING}

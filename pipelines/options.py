@@ -21,7 +21,7 @@ def errors() -> Iterator[None]:
         yield
     except (*USER_ERRORS, OSError) as error:
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(EXIT_NOT_DONE) from None
+        raise typer.Exit(getattr(error, "exit_code", EXIT_NOT_DONE)) from None
 
 
 def say(quiet: bool) -> Callable[[str], None]:

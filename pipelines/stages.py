@@ -100,14 +100,19 @@ def align(config: PipelineConfig, layout: Layout, corpus: Path | None = None, fo
     return "; ".join([report.sentence(), *report.warnings])
 
 
-def train(config: PipelineConfig, layout: Layout, name: str, section: AdapterSection) -> str:
-    """Train one adapter."""
+def train(config: PipelineConfig, layout: Layout, name: str, section: AdapterSection, force: bool) -> str:
+    """Train one adapter; a training that was stopped goes on unless forced to start over."""
     from adapter.config import make_settings
     from adapter.train import train as train_adapter
 
     options = {"device": config.device, **section.options()}
     report = train_adapter(
-        layout.alignments, layout.labels(section.labels), layout.run(name), make_settings(options), force=True
+        layout.alignments,
+        layout.labels(section.labels),
+        layout.run(name),
+        make_settings(options),
+        force,
+        resume="restart",
     )
     chosen = (
         "no validation videos" if report.best_val_top1 is None else f"validation {report.best_val_top1:.1%}"

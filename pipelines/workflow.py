@@ -164,7 +164,7 @@ def steps(config: PipelineConfig, layout: Layout, force: bool, tables: Tables | 
         yield _labels_step(config, layout, name, labels)
     yield _alignments_step(config, layout, force)
     for name, adapter in config.adapters.items():
-        yield _train_step(config, layout, name, adapter)
+        yield _train_step(config, layout, name, adapter, force)
         for evaluation in config.evaluations:
             if evaluation.adapters is None or name in evaluation.adapters:
                 yield _evaluation_step(config, layout, name, evaluation)
@@ -262,7 +262,9 @@ def _aligned(layout: Layout) -> str | None:
     return output_fingerprint(layout.alignments)
 
 
-def _train_step(config: PipelineConfig, layout: Layout, name: str, section: AdapterSection) -> Step:
+def _train_step(
+    config: PipelineConfig, layout: Layout, name: str, section: AdapterSection, force: bool
+) -> Step:
     def key() -> Any:
         from adapter import __version__
 
@@ -272,7 +274,7 @@ def _train_step(config: PipelineConfig, layout: Layout, name: str, section: Adap
     def work() -> str:
         from pipelines import stages
 
-        return stages.train(config, layout, name, section)
+        return stages.train(config, layout, name, section, force)
 
     return Step(f"train/{name}", key, lambda: _fingerprint(layout.run(name)), work)
 

@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("corpus_builder", "aligner", "adapter")
 # Import name of every distribution that a requirements file may name.
 PROVIDES = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
     "transformers": "transformers",
     "openai": "openai",
     "torch": "torch",

@@ -68,7 +68,7 @@ def test_a_failed_write_leaves_the_old_weights_and_no_partial_file(tmp_path, mon
     save_weights(target, state_of(small_model()))
     before = target.read_bytes()
 
-    def full_disk(state, path):
+    def full_disk(state, path, note):
         path.write_bytes(before[: len(before) // 2])
         assert target.read_bytes() == before
         raise OSError(28, "No space left on device")

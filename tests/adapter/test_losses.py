@@ -1,8 +1,9 @@
 import math
 
+import pytest
 import torch
 
-from adapter.losses import classification_loss
+from adapter.losses import balanced_weights, classification_loss
 
 
 def test_uniform_logits_cost_log_classes_whatever_the_smoothing():
@@ -17,3 +18,24 @@ def test_unknown_labels_do_not_count():
     kept = classification_loss(logits[[0, 2]], label[[0, 2]])
     assert torch.equal(classification_loss(logits, label), kept)
     assert classification_loss(logits, torch.full((4,), -1)).item() == 0
+
+
+def test_class_weights_scale_each_video_and_parts_add_up_to_the_whole():
+    torch.manual_seed(0)
+    logits, label = torch.randn(6, 3), torch.tensor([0, 0, 0, 1, 1, 2])
+    weights = balanced_weights(label, 3)
+    torch.testing.assert_close(weights, torch.tensor([6 / 9, 6 / 6, 6 / 3]))
+    assert weights[label].mean() == pytest.approx(1.0)
+    each = [classification_loss(logits[i : i + 1], label[i : i + 1], 0.1) for i in range(6)]
+    expected = sum(weight * loss for weight, loss in zip(weights[label], each, strict=True)) / 6
+    whole = classification_loss(logits, label, 0.1, weights)
+    torch.testing.assert_close(whole, expected)
+    parts = [
+        classification_loss(logits[part], label[part], 0.1, weights) for part in (slice(0, 4), slice(4, 6))
+    ]
+    torch.testing.assert_close((4 * parts[0] + 2 * parts[1]) / 6, whole)
+
+
+def test_balanced_weights_of_equal_classes_are_one_and_of_an_absent_class_zero():
+    assert balanced_weights(torch.tensor([0, 1, 0, 1]), 2).tolist() == [1.0, 1.0]
+    assert balanced_weights(torch.tensor([0, 0]), 2).tolist() == [0.5, 0.0]

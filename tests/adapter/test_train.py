@@ -1,6 +1,9 @@
 import json
 import math
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -174,3 +177,57 @@ def test_a_model_that_cannot_be_built_touches_no_folder(tmp_path, learnable, lab
     with pytest.raises(AdapterError, match="heads must divide the width"):
         train(learnable, label_set, tmp_path / "r", make_settings({**QUICK, "width": 33}), force=True)
     assert open_run(tmp_path / "r").config["width"] == 0
+
+
+def test_a_class_with_one_video_trains_and_weighs_as_much_as_the_others(tmp_path, toy):
+    videos = [v for v in toy.world.learnable(8) if v.split == "train"]
+    lonely = [v for v in videos if v.label != "YoYo"] + [v for v in videos if v.label == "YoYo"][:1]
+    alignments = toy.write_alignments(tmp_path / "a", [toy.replace(v, split=None) for v in lonely])
+    labels = toy.write_labels(tmp_path / "l", toy.classes)
+    report = run(alignments, labels, tmp_path / "r", epochs=1, class_weights="balanced", val_fraction=0.5)
+    assert open_run(tmp_path / "r").train_labels == list(toy.classes)
+    assert report.counts["train"]["used"] == 11 and report.counts["val"]["used"] == 10
+
+
+def test_numbers_that_are_not_finite_are_told_apart_from_a_high_rate(tmp_path, toy, label_set):
+    alignments = toy.write_alignments(tmp_path / "a", toy.world.learnable(4))
+    shard = alignments / "shard-00001.parquet"
+    with pq.ParquetFile(shard) as file:
+        groups = [file.read_row_group(i) for i in range(file.num_row_groups)]
+    nan = np.full(toy.dim, np.nan, "<f2").tobytes()
+    for i, table in enumerate(groups):
+        column = table.schema.get_field_index("embedding")
+        spoiled = pa.array([nan] * len(table), table["embedding"].type)
+        groups[i] = table.set_column(column, "embedding", spoiled)
+    with pq.ParquetWriter(shard, groups[0].schema) as writer:
+        for table in groups:
+            writer.write_table(table)
+    with pytest.raises(AdapterError, match="hold numbers that are not finite.*`aligner verify DIR`"):
+        run(alignments, label_set, tmp_path / "r", epochs=1)
+    assert not (tmp_path / "r").exists()
+
+
+def test_averages_are_validated_beside_the_weights_and_the_better_is_published(
+    tmp_path, learnable, label_set
+):
+    form = {"residual": "cls", "epochs": 4, "ema": 0.9, "batch_size": 8}
+    report = run(learnable, label_set, tmp_path / "whole", **form)
+    scored = [
+        (line[f"{kind}val_top1"], -line[f"{kind}val_loss"])
+        for line in report.history
+        for kind in ("", "ema_")
+    ]
+    manifest = open_run(tmp_path / "whole").manifest
+    best = scored.index(max(scored))
+    assert manifest["best_epoch"] == best // 2 + 1 and manifest["best_of"] == ("weights", "ema")[best % 2]
+    assert manifest["best_val_top1"] == scored[best][0]
+    # Half way back to the start, which is zero-shot CLIP; no share of what was learned is zero-shot CLIP itself.
+    tops = {}
+    for alpha in (0.5, 0.0):
+        out = tmp_path / str(alpha)
+        tops[alpha] = run(learnable, label_set, out, wise_alpha=alpha, **form).best_val_top1
+        assert open_run(out).manifest["val_top1_before_averaging"] == scored[best][0]
+        again = evaluate(out, learnable, label_set, split="val", device="cpu")
+        assert again["top1"] == tops[alpha]
+    zero_shot = run(learnable, label_set, tmp_path / "zero", model="mean_pool")
+    assert tops[0.0] == zero_shot.best_val_top1

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +71,30 @@ def test_views_go_from_the_config_to_the_scores_and_the_report(copy: PipelineCon
     scores = json.loads((layout.run("alt") / "eval-test.json").read_text())
     assert (scores["n"], scores["views"]) == (3, 6)
     assert "first of 6 views" in layout.report.read_text()
+
+
+def test_a_training_that_was_stopped_goes_on(copy: PipelineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adapter.config import TrainingStopped
+    from adapter.train import Training
+
+    adapter = copy.adapters["alt"].model_copy(update={"epochs": 3})
+    config, steps, step = copy.model_copy(update={"adapters": {"alt": adapter}}), [], Training.train_step
+
+    def counted(self: Training, *args: Any) -> Any:
+        steps.append(self.position.epoch)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args)
+
+    monkeypatch.setattr(Training, "train_step", counted)
+    with pytest.raises(TrainingStopped):
+        states(config)
+    run = Layout(copy.out).run("alt")
+    assert steps == [1, 2] and not (run / "manifest.json").exists()
+    assert states(config)["train/alt"] == "done" and steps == [1, 2, 3]
+    weights = (run / "last.safetensors").read_bytes()
+    assert states(config, force=True)["train/alt"] == "done" and steps == [1, 2, 3, 1, 2, 3]
+    assert (run / "last.safetensors").read_bytes() == weights
 
 
 def test_a_damaged_result_is_made_again(copy: PipelineConfig) -> None:
