@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -42,6 +42,7 @@ from adapter.labels import Labels, open_labels
 from adapter.losses import average_views, balanced_weights, classification_loss
 from adapter.model import Shape, VideoAdapter, build_model, count_parameters
 from adapter.ranks import Ranks, joined
+from adapter.sampling import EpochOrder
 from adapter.state import (
     Position,
     begin,
@@ -271,9 +272,10 @@ class Training:
         self.model.train()
         if config.views == "one":
             dataset.draw_views(config.seed, position.epoch)
-        order = dataset.epoch_order(config.seed, position.epoch)
-        for start in range(position.steps * config.batch_size, len(order), config.batch_size):
-            said = self.train_step(order[start : start + config.batch_size], asked)
+        epoch = EpochOrder(dataset.epoch_order(config.seed, position.epoch), config.batch_size)
+        shares = epoch.shares(self.ranks.rank, self.ranks.world, position.steps * config.batch_size)
+        for share, batches in dataset.load(shares, config.accumulate):
+            said = self.train_step(batches, share.total, asked)
             position.sums = {name: position.sums.get(name, 0.0) + said[name] for name in SUMS}
             position.steps += 1
             position.total_steps += 1
@@ -285,17 +287,15 @@ class Training:
         mean = {name: total / len(dataset) for name, total in position.sums.items()}
         return {"loss": mean["loss"], "top1": mean["right"], "agreement": mean["agreement"]}
 
-    def train_step(self, videos: Sequence[int], asked: Callable[[], bool]) -> dict[str, float]:
-        """One optimiser step on the videos of all ranks; returns sums over them.
+    def train_step(self, batches: list[Batch], videos: int, asked: Callable[[], bool]) -> dict[str, float]:
+        """One optimiser step on the ``videos`` of all ranks, of which ``batches`` are this one's; returns sums.
 
-        The loss is the mean over ``videos``: each part that is computed at a time counts by its share of them.
+        The loss is the mean over all of them: each part that is computed at a time counts by its share.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        mine = self.ranks.part(videos)
-        size = max(1, math.ceil(len(mine) / self.config.accumulate))
         sums = dict.fromkeys((*SUMS, "asked", "damaged"), 0.0)
-        for batch in self.data.train.batches(mine, size):
-            self._backward(batch.to(self.ranks.device), len(videos), sums)
+        for batch in batches:
+            self._backward(batch.to(self.ranks.device), videos, sums)
         sums["asked"] = float(asked())
         values = self.ranks.sum(torch.tensor(list(sums.values()), dtype=torch.float64))
         sums = dict(zip(sums, values.tolist(), strict=True))
