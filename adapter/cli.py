@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from adapter import __version__
+from adapter.cli_ablate import ablate_cli
 from adapter.cli_protocols import app as protocol_app
 from adapter.config import AdapterError, combine, help_of, make_settings, parse_assignments, read_config
 from adapter.options import friendly
@@ -271,6 +272,7 @@ def describe_cli(
     )
 
 
+app.command("ablate")(ablate_cli)
 app.add_typer(protocol_app, name="protocol")
 
 _SHOWN = 20  # explanations printed; the file holds them all
