@@ -119,6 +119,7 @@ ROWS: tuple[Row, ...] = (
         control_of="regions",
     ),
     *_with_controls("tracks", "entity tracks, cls context", {"queries": "tracks", "context": "cls"}),
+    Row("tracks-regions", "entity tracks over all regions", {"queries": "tracks", "context": "regions"}),
 )
 
 
