@@ -153,7 +153,7 @@ def test_rows_bring_those_they_need():
 
 def test_what_would_not_be_a_comparison_is_refused(data, tmp_path, toy):
     rows, columns = choose_rows(["clip"]), [Column("supervised", "test")]
-    with pytest.raises(AdapterError, match=r"column seen: 16 of 16 tested videos trained clip-s0 or chose its epoch"):
+    with pytest.raises(AdapterError, match=r"column seen: 24 of 24 tested videos trained clip-s0 or chose its epoch"):
         ablate(data[0], tmp_path / "a", [Column("seen", "train")], rows, [0], QUICK)
     with pytest.raises(AdapterError, match="give 1 to 20 different ones"):
         ablate(data[0], tmp_path / "b", columns, rows, [1, 1], QUICK)
