@@ -23,6 +23,8 @@ UNKNOWN = -1e4  # logit of a class that a probe has not seen
 
 Z = Float64[np.ndarray, "videos dim"]
 Logits = Float64[np.ndarray, "videos classes"]
+Keys = Float64[np.ndarray, "kept dim"]
+Votes = Float64[np.ndarray, "kept classes"]
 Score = Callable[[Z, Logits], Logits]
 
 
@@ -40,7 +42,7 @@ class Head:
     """A fitted head: ``score(z, text logits)``, and what was chosen for it."""
 
     score: Score
-    choice: dict[str, float]
+    choice: dict[str, float | int]
 
 
 def fit_head(name: str, train: Videos, val: Videos, classes: int) -> Head:
@@ -87,7 +89,7 @@ def tip_heads(train: Videos, classes: int) -> Iterator[Head]:
         yield Head(partial(_cached, _unit(train.z), votes, alpha, beta), {"alpha": alpha, "beta": beta})
 
 
-def _nearest(keys: Z, votes: Logits, k: int, z: Z, text: Logits) -> Logits:
+def _nearest(keys: Keys, votes: Votes, k: int, z: Z, text: Logits) -> Logits:
     cosine = _unit(z) @ keys.T
     nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
     weight = np.exp((np.take_along_axis(cosine, nearest, 1) - 1) / SOFTNESS)
@@ -95,7 +97,7 @@ def _nearest(keys: Z, votes: Logits, k: int, z: Z, text: Logits) -> Logits:
     return np.log(share + NO_VOTE)
 
 
-def _cached(keys: Z, votes: Logits, alpha: float, beta: float, z: Z, text: Logits) -> Logits:
+def _cached(keys: Keys, votes: Votes, alpha: float, beta: float, z: Z, text: Logits) -> Logits:
     return text + alpha * np.exp(-beta * (1 - _unit(z) @ keys.T)) @ votes
 
 

@@ -233,7 +233,7 @@ Scorer = Callable[[Change], Scores]
 
 def head_scorer(
     opened: Opened, head: str, samples: Sequence[Sample], part: Bool[np.ndarray, " classes"]
-) -> tuple[Scorer, dict[str, float]]:
+) -> tuple[Scorer, dict[str, float | int]]:
     """What scores samples by a head fitted to z of the run's training videos, and what its validation videos chose.
 
     Only candidates (``part``) vote; a head that knows none of them, or lacks its videos, raises ``AdapterError``.
@@ -347,7 +347,7 @@ def evaluate(
 
 def _scorer(
     opened: Opened, head: str, samples: Sequence[Sample], part: Bool[np.ndarray, " classes"], blend: float
-) -> tuple[Scorer, dict[str, float]]:
+) -> tuple[Scorer, dict[str, float | int]]:
     if head == "text":
         return lambda change: score(opened, samples, blend, candidates=part, change=change), {}
     return head_scorer(opened, head, samples, part)
