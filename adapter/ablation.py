@@ -284,7 +284,7 @@ class _Bench:
     def _tested(self, row: Row, column: Column, run: Path) -> dict[str, Any]:
         name = column.name if row.head == "text" else f"{column.name}-{row.head}"
         opened, labels = self._alignments(row), column.labels or self.data.labels
-        asked = {
+        asked: dict[str, Any] = {
             "split": column.split,
             "candidates": column.candidates,
             "blend": column.blend,
