@@ -60,10 +60,14 @@ class Planned:
 
 @dataclass(frozen=True)
 class Entities:
-    """The corpus that the alignments point into; row = entity id, embeddings of unit length."""
+    """The corpus that the alignments point into; row = entity id, embeddings of unit length.
+
+    ``kinds`` are the corpus builder's (object, scene, person ...), None where the corpus does not tell them.
+    """
 
     names: tuple[str, ...]
     embeddings: Float32[np.ndarray, "entities dim"]
+    kinds: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -378,14 +382,15 @@ def _read_markers(path: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _read_entities(path: Path, dim: int) -> Entities:
     file, mend = path / "entities.parquet", f"make it again with `{MADE_BY}`"
-    table = read_table(file, ENTITY_COLUMNS, mend)
+    table = read_table(file, ENTITY_COLUMNS, mend, optional=("kind",))
     embeddings = vectors(table, "embedding", file, mend)
     if embeddings.shape[1] != dim:
         raise AdapterError(
             f"{file} holds vectors of {embeddings.shape[1]} dimensions, the manifest says {dim}; run "
             f"`{MADE_BY}`"
         )
-    return Entities(tuple(table["name"].to_pylist()), embeddings)
+    kinds = tuple(table["kind"].to_pylist()) if "kind" in table.column_names else None
+    return Entities(tuple(table["name"].to_pylist()), embeddings, kinds)
 
 
 def _read_failures(file: Path) -> dict[str, str]:

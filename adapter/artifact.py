@@ -33,6 +33,8 @@ LAST_WEIGHTS = "last.safetensors"
 METRICS = "metrics.jsonl"
 VIDEOS = "videos.parquet"
 VIDEO_ID = "video_id"
+ABLATION = "ablation.json"
+ABLATION_TABLE = "ablation.md"
 MADE_BY = "adapter train --alignments DIR --labels DIR --out DIR"
 
 Kinds = Mapping[str, type | tuple[type, ...]]
@@ -177,8 +179,8 @@ def _line(value: Mapping[str, Any]) -> str:
     return json.dumps(value, sort_keys=True) + "\n"
 
 
-def read_table(file: Path, columns: Sequence[str], mend: str) -> pa.Table:
-    """Some columns of a Parquet file.
+def read_table(file: Path, columns: Sequence[str], mend: str, optional: Sequence[str] = ()) -> pa.Table:
+    """Some columns of a Parquet file, and those of ``optional`` that it has.
 
     Raises ``AdapterError`` where it is missing, damaged or lacks a column; the message ends in ``mend``, what
     the user is to do next.
@@ -188,7 +190,7 @@ def read_table(file: Path, columns: Sequence[str], mend: str) -> pa.Table:
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
             found = parquet.schema_arrow.names
-            table = parquet.read(columns=[name for name in columns if name in found])
+            table = parquet.read(columns=[name for name in (*columns, *optional) if name in found])
     except (pa.ArrowException, ValueError, OSError) as error:
         raise AdapterError(f"{file} cannot be read ({reason(error)}); {mend}") from error
     if missing := [name for name in columns if name not in found]:
@@ -353,8 +355,12 @@ class Run:
 
     def trained_on(self) -> set[str]:
         """Ids of the videos that trained the model or chose its epoch."""
-        table = read_table(self.path / VIDEOS, ["video_id"], train_again(self.path))
-        return set(table["video_id"].to_pylist())
+        return {video_id for role in ("train", "val") for video_id in self.videos(role)}
+
+    def videos(self, role: str) -> dict[str, str]:
+        """Videos of a role (train, val) with their labels."""
+        table = read_table(self.path / VIDEOS, VIDEOS_SCHEMA.names, train_again(self.path))
+        return {row["video_id"]: row["label"] for row in table.to_pylist() if row["role"] == role}
 
 
 def open_run(path: Path) -> Run:

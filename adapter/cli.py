@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from adapter import __version__
+from adapter.cli_ablate import ablate_cli
 from adapter.cli_protocols import app as protocol_app
 from adapter.config import AdapterError, combine, help_of, make_settings, parse_assignments, read_config
 from adapter.options import friendly
@@ -145,17 +146,33 @@ def eval_cli(
         bool, typer.Option("--reverse-time", help="Play the videos backwards: does order matter?")
     ] = False,
     blend: Blend = 0.0,
+    head: Annotated[
+        str,
+        typer.Option(
+            help="What z is scored by: text, or videos that the run was trained on: probe (logistic regression), knn, "
+            "tip (Tip-Adapter's cache). With --model mean_pool these are the baselines without training."
+        ),
+    ] = "text",
+    sensitivity: Annotated[
+        bool,
+        typer.Option(
+            "--sensitivity",
+            help="Score again with frames reversed and shuffled, and aligned to scenes or objects alone.",
+        ),
+    ] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Score a run on a split: top-1, top-5, per class, seen and unseen labels.
+    """Score a run on a split: top-1, top-5, per class, confusions, calibration, seen and unseen labels, cost.
 
     The label set need not be the one trained on: labels never seen make it zero-shot, a mixture generalised
     zero-shot with the harmonic mean. Every video counts once; failed and unlabelled ones are reported.
     """
     from adapter.evaluate import evaluate
 
-    result = evaluate(run, alignments, labels, split, name, candidates, reverse_time, blend, device)
+    result = evaluate(
+        run, alignments, labels, split, name, candidates, reverse_time, blend, device, head, sensitivity
+    )
     typer.echo(json.dumps(result, sort_keys=True) if as_json else _eval_words(result))
 
 
@@ -275,6 +292,7 @@ def describe_cli(
     )
 
 
+app.command("ablate")(ablate_cli)
 app.add_typer(protocol_app, name="protocol")
 
 _SHOWN = 20  # explanations printed; the file holds them all
@@ -323,6 +341,7 @@ def _eval_words(result: dict[str, Any]) -> str:
             )
     if "harmonic_mean" in result:
         lines.append(f"  harmonic mean {result['harmonic_mean']:.1%}")
+    lines += _report_words(result)
     if words := _left_out(result["counts"]):
         lines.append(
             f"  not scored: {words} (failures counted as wrong: {result['top1_failures_wrong']:.1%})"
@@ -332,6 +351,27 @@ def _eval_words(result: dict[str, Any]) -> str:
             f"  warning: {result['n_trained_on']} of these videos trained the model or chose its epoch"
         )
     return "\n".join(lines + _random_note(result["random_weights"]))
+
+
+def _report_words(result: dict[str, Any]) -> list[str]:
+    cost, views = result["cost"], result["cost"]["views"]
+    encoder = (
+        "" if cost["macs_per_view"]["encoder"] else " without the encoder, which is none of the known towers"
+    )
+    wrong = [f"{pair['label']} as {pair['predicted']} ({pair['n']})" for pair in result["confusions"][:3]]
+    lines = [
+        f"  calibration error {result['calibration']['ece']:.1%}; most confused: {', '.join(wrong) or 'none'}",
+        f"  {cost['parameters']['total'] / 1e6:.2f} M parameters, {cost['macs_per_view']['total'] / 1e9:.2f} GMACs x "
+        f"{views} view{'s' * (views != 1)}{encoder}",
+    ]
+    for name, found in result.get("sensitivity", {}).items():
+        if isinstance(found, str):
+            lines.append(f"  {name} alone: {found}")
+        elif name != "as_is":
+            lines.append(
+                f"  {name}: {found['top1']:.1%} ({100 * found['change']:+.1f} points, p = {found['mcnemar_p']:.2g})"
+            )
+    return lines
 
 
 def _explanation_words(found: Any) -> str:

@@ -48,6 +48,9 @@ def _check(config: Any) -> None:
             raise AdapterError(f"{spec.name} is {value}; it must be at least {low}")
 
 
+HEADS = ("text", "probe", "knn", "tip")
+"""How a video's z becomes scores of classes: against their texts (Eq. 10), or by labelled videos (``baselines.py``)."""
+
 # Dense convolution, a feed-forward part after each attention and MLPs of six times the width are not in the paper's
 # text: they are what brings its number of parameters nearest (README).
 _PAPER: dict[str, Any] = {
@@ -242,6 +245,11 @@ class ModelConfig:
     def reads_regions(self) -> bool:
         """Whether embeddings of regions are read, beside those of frames."""
         return self.model == "alt" and self.context != "cls"
+
+    @property
+    def reads_entities(self) -> bool:
+        """Whether the corpus's entities, as aligned, reach z."""
+        return self.model == "alt" and self.entities == "corpus" and self.queries not in ("learned", "cls")
 
 
 def without_regions(config: ModelConfig, alignments: str) -> str:

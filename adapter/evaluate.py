@@ -6,7 +6,7 @@ Metrics are pure NumPy functions of (logits, truth); ties between logits go to t
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,11 @@ from adapter.artifact import (
     write_json,
     write_table,
 )
+from adapter.baselines import Videos, fit_head
 from adapter.checkpoint import load_model
-from adapter.config import AdapterError, make_settings
+from adapter.config import HEADS, AdapterError, did_you_mean, make_settings
 from adapter.dataset import (
+    Batch,
     Sample,
     Selection,
     VideoDataset,
@@ -44,13 +46,17 @@ from adapter.dataset import (
     select,
     split_videos,
 )
+from adapter.describe import describe
 from adapter.labels import Labels, name_key, open_labels
 from adapter.losses import average_views
+from adapter.measures import calibration
 from adapter.model import VideoAdapter, mean_cls
+from adapter.sensitivity import measure_sensitivity
 from adapter.train import choose_device, precision, seeded
 
 Logits = Float32[np.ndarray, "videos classes"]
 Truth = Int64[np.ndarray, " videos"]
+Change = Callable[[Batch], Batch]
 
 
 @dataclass(frozen=True)
@@ -157,18 +163,18 @@ def open_all(run: Path, alignments: Path, labels: Path, device: str = "auto") ->
 def score(
     opened: Opened,
     samples: Sequence[Sample],
-    reverse_time: bool = False,
     blend: float = 0.0,
     batch_size: int = 64,
     candidates: Bool[np.ndarray, " classes"] | None = None,
+    change: Change = lambda batch: batch,
 ) -> Scores:
     """Logits of every sample exactly once, in the order given.
 
     Where videos have several views, the probabilities (among the ``candidates``, by default all labels) are averaged
     over all of them, and the logits are the logarithms of that.
 
-    ``reverse_time`` plays the videos backwards. ``blend`` in 0..1 mixes in zero-shot CLIP late: the logits
-    become (1 - blend) log p_model + blend log p_clip, which keeps unseen classes alive in an adapter trained
+    ``change`` is done to every batch, such as playing it backwards. ``blend`` in 0..1 mixes in zero-shot CLIP late:
+    the logits become (1 - blend) log p_model + blend log p_clip, which keeps unseen classes alive in an adapter trained
     without them.
     """
     if not 0 <= blend <= 1:
@@ -186,8 +192,7 @@ def score(
         ):
             said = []
             for batch in views:
-                batch = batch.to(opened.device)
-                batch = batch.reversed() if reverse_time else batch
+                batch = change(batch.to(opened.device))
                 with precision(opened.device):
                     out = opened.model(batch, entities, labels).logits.float()
                 if blend:
@@ -203,6 +208,72 @@ def score(
     return Scores(tuple(sample.video_id for sample in samples), truth, logits)
 
 
+@torch.no_grad()
+def represent(
+    opened: Opened, videos: Sequence[str], batch_size: int = 64, change: Change = lambda batch: batch
+) -> Float64[np.ndarray, "videos dim"]:
+    """Z of every video, mean over its views, in the order given: what the run makes of it before it meets classes."""
+    dataset = VideoDataset(opened.alignments, [Sample(video, -1) for video in videos], cache_gb=0.0)
+    entities = torch.from_numpy(opened.alignments.entities.embeddings).to(opened.device)
+    labels = torch.from_numpy(opened.labels.embeddings).to(opened.device)
+    order = dataset.reading_order()
+    found = np.zeros((len(videos), opened.alignments.dim))
+    with seeded(opened.run.config["seed"]):
+        for i, views in enumerate(dataset.view_batches(order, batch_size)):
+            said = []
+            for batch in views:
+                with precision(opened.device):
+                    said.append(opened.model(change(batch.to(opened.device)), entities, labels).z.float())
+            found[order[i * batch_size : (i + 1) * batch_size]] = torch.stack(said).mean(0).cpu().numpy()
+    return found
+
+
+Scorer = Callable[[Change], Scores]
+
+
+def head_scorer(
+    opened: Opened, head: str, samples: Sequence[Sample], part: Bool[np.ndarray, " classes"]
+) -> tuple[Scorer, dict[str, float | int]]:
+    """What scores samples by a head fitted to z of the run's training videos, and what its validation videos chose.
+
+    Only candidates (``part``) vote; a head that knows none of them, or lacks its videos, raises ``AdapterError``.
+    """
+    train, val = (_labelled(opened, role, part) for role in ("train", "val"))
+    if not len(train.truth):
+        raise AdapterError(
+            f"--head {head} knows classes by the videos that the run was trained on, and none of those has a label "
+            "among the candidates; use --head text"
+        )
+    fitted = fit_head(head, train, val, len(part))
+    ids, truth = [s.video_id for s in samples], np.array([s.label for s in samples], np.int64)
+
+    def scored(change: Change) -> Scores:
+        z = represent(opened, ids, change=change)
+        logits = np.where(part, fitted.score(z, _against(opened, z)), -np.inf)
+        return Scores(tuple(ids), truth, logits.astype(np.float32))
+
+    return scored, fitted.choice
+
+
+def _labelled(opened: Opened, role: str, part: Bool[np.ndarray, " classes"]) -> Videos:
+    """Videos of a role of the run whose classes are candidates."""
+    named = {video: opened.labels.match(label) for video, label in opened.run.videos(role).items()}
+    kept = {video: label for video, label in named.items() if label >= 0 and part[label]}
+    if lost := [video for video in kept if video not in opened.alignments.index]:
+        raise AdapterError(
+            f"alignments {opened.alignments.path} lack {len(lost)} of the videos that run {opened.run.path.name} was "
+            f"trained on, such as {lost[0]}; the head needs them: give the alignments of the training"
+        )
+    z = represent(opened, list(kept))
+    return Videos(z, _against(opened, z), np.array(list(kept.values()), np.int64))
+
+
+@torch.no_grad()
+def _against(opened: Opened, z: Float64[np.ndarray, "videos dim"]) -> Float64[np.ndarray, "videos classes"]:
+    labels, unit = (torch.from_numpy(v).float().to(opened.device) for v in (opened.labels.embeddings, z))
+    return opened.model.against(F.normalize(unit, dim=-1), labels).double().cpu().numpy()
+
+
 def evaluate(
     run: Path,
     alignments: Path,
@@ -213,18 +284,27 @@ def evaluate(
     reverse_time: bool = False,
     blend: float = 0.0,
     device: str = "auto",
+    head: str = "text",
+    sensitivity: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run and store ``eval-NAME.json`` and ``predictions-NAME.parquet`` in it.
 
     ``split`` defaults to ``test``, or to ``all`` where no video names a split; ``n_trained_on`` then tells.
     ``candidates`` is ``all`` (every label of the set; generalised zero-shot when some are unseen), ``seen``
-    or ``unseen`` (videos and candidates of that part only). ``name`` defaults to the split.
+    or ``unseen`` (videos and candidates of that part only). ``name`` defaults to the split, and says the head
+    where that is not text. ``head`` is one of ``HEADS``; ``sensitivity`` scores again with frames in other orders and
+    with only some kinds of entities to align to.
     """
     if name is not None:
         _check_name(name)
+    if head not in HEADS or (blend and head != "text"):
+        raise AdapterError(
+            f"--head is '{head}'{did_you_mean(head, HEADS)}; it must be one of {', '.join(HEADS)}, and text where "
+            "--blend is given"
+        )
     opened = open_all(run, alignments, labels, device)
     split = split or default_split(opened.alignments)
-    name = name or split
+    name = name or (split if head == "text" else f"{split}-{head}")
     _check_name(name)
     selection = select(opened.alignments, split_videos(opened.alignments, split), opened.labels)
     require_samples(selection, opened.labels, alignments, f"to evaluate in split '{split}'")
@@ -235,7 +315,8 @@ def evaluate(
         raise AdapterError(
             f"--candidates {candidates}: no video of split '{split}' has such a label; use --candidates all"
         )
-    scores = score(opened, samples, reverse_time, blend, candidates=part)
+    scorer, choice = _scorer(opened, head, samples, part, blend)
+    scores = scorer(Batch.reversed if reverse_time else lambda batch: batch)
     failed = [video for video in selection.failed if _counts_as(video, opened.labels, part)]
     result = {
         "name": name,
@@ -243,6 +324,8 @@ def evaluate(
         "candidates": candidates,
         "reverse_time": reverse_time,
         "blend": blend,
+        "head": head,
+        "head_choice": choice,
         "views": opened.alignments.views,
         "run": opened.run.manifest["fingerprint"],
         "alignments": opened.alignments.fingerprint,
@@ -250,9 +333,30 @@ def evaluate(
         "random_weights": bool(opened.alignments.model.get("random_weights")),
         **summarise(scores, opened.labels.labels, seen, part),
         **_account(selection, samples, failed, scores, opened.run),
+        "cost": _cost(run, alignments, opened.alignments.views),
     }
+    if sensitivity:
+        result["sensitivity"] = measure_sensitivity(
+            opened.alignments,
+            make_settings(opened.run.config).model,
+            lambda change: ranks((again := scorer(change)).logits, again.truth) == 0,
+        )
     _store(run, result, scores, opened.labels.labels)
     return result
+
+
+def _scorer(
+    opened: Opened, head: str, samples: Sequence[Sample], part: Bool[np.ndarray, " classes"], blend: float
+) -> tuple[Scorer, dict[str, float | int]]:
+    if head == "text":
+        return lambda change: score(opened, samples, blend, candidates=part, change=change), {}
+    return head_scorer(opened, head, samples, part)
+
+
+def _cost(run: Path, alignments: Path, views: int) -> dict[str, Any]:
+    """Parameters, and MACs of a view and of all views, on alignments like these."""
+    described = describe(None, run, alignments, views).to_json()
+    return {name: described[name] for name in ("parameters", "macs_per_view", "macs")} | {"views": views}
 
 
 def candidate_classes(seen: Bool[np.ndarray, " classes"], candidates: str) -> Bool[np.ndarray, " classes"]:
@@ -297,6 +401,7 @@ def summarise(
             for c in np.unique(truth)
         ],
         "confusions": confusion_pairs(logits, truth, labels),
+        "calibration": calibration(softmax(logits), truth),
     }
     for word, group in (("seen", seen), ("unseen", ~seen)):
         rows = group[truth]

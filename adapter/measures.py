@@ -112,5 +112,17 @@ def paired_bootstrap(
     return {"difference": float(gap.mean()), "interval": interval(values)}
 
 
+def paired(first: Bool[np.ndarray, "runs videos"], second: Bool[np.ndarray, "runs videos"]) -> dict[str, Any]:
+    """Compare two models on the same videos, run by run (seeds).
+
+    The difference with its interval over runs and videos, and a p-value: McNemar's for one run, sign flips for several.
+    """
+    gaps = (first.mean(1) - second.mean(1)).tolist()
+    result = {"n": first.shape[1], "runs": len(first), **paired_bootstrap(first, second)}
+    return result | (
+        {"mcnemar": mcnemar(first[0], second[0])} if len(first) == 1 else {"sign_flip_p": sign_flip(gaps)}
+    )
+
+
 def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)

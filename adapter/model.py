@@ -612,8 +612,13 @@ class VideoAdapter(nn.Module):
         """Score the videos of a batch against a label set of unit embeddings."""
         encoded = self.encoder(*self.inputs(batch, entities, labels))
         z = F.normalize(mean_cls(batch) + encoded.z if self.residual else encoded.z, dim=-1)
-        logits = self.log_scale.exp() * z @ self.whitening(labels).T
-        return Output(logits, z, encoded.agreement)
+        return Output(self.against(z, labels), z, encoded.agreement)
+
+    def against(
+        self, z: Float[Tensor, "b d"], labels: Float[Tensor, "classes d"]
+    ) -> Float[Tensor, "b classes"]:
+        """Logits of unit z for the classes (Eq. 10)."""
+        return self.log_scale.exp() * z @ self.whitening(labels).T
 
     def inputs(
         self, batch: Batch, entities: Float[Tensor, "entities d"], labels: Float[Tensor, "classes d"]

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from adapter.config import AdapterError
-from adapter.evaluate import Scores, harmonic_mean, ranks, softmax, summarise
+from adapter.evaluate import Scores, harmonic_mean, ranks, summarise
 from adapter.labels import name_key, spaced_name
 from adapter.lists import (
     VideoList,
@@ -27,7 +27,7 @@ from adapter.lists import (
     open_list,
     shared_videos,
 )
-from adapter.measures import calibration, interval, mcnemar, paired_bootstrap, resampled, sign_flip, spread
+from adapter.measures import interval, paired, resampled, spread
 from adapter.recipes import Draw, Part, Recipe
 from adapter.scoretable import ScoreTable
 
@@ -248,7 +248,7 @@ def _figures(scores: Scores, classes: Sequence[str], trained: Sequence[str] | No
         for name in ("seen", "unseen", "harmonic_mean"):
             found.pop(name, None)
         found["per_class"] = [{k: v for k, v in row.items() if k != "seen"} for row in found["per_class"]]
-    return {**found, "calibration": calibration(softmax(scores.logits), scores.truth)}
+    return found
 
 
 def _account(
@@ -354,12 +354,7 @@ def _figure(recipe: Recipe, groups: Sequence[Sequence[PartResult]], name: str) -
 
 
 def _paired(found: Sequence[tuple[PartResult, PartResult]]) -> dict[str, Any]:
-    first, second = (np.stack([pair[side].hits for pair in found]) for side in (0, 1))
-    gaps = (first.mean(1) - second.mean(1)).tolist()
-    result = {"n": first.shape[1], "runs": len(found), **paired_bootstrap(first, second)}
-    return result | (
-        {"mcnemar": mcnemar(first[0], second[0])} if len(found) == 1 else {"sign_flip_p": sign_flip(gaps)}
-    )
+    return paired(*(np.stack([pair[side].hits for pair in found]) for side in (0, 1)))
 
 
 def _notes(

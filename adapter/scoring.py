@@ -6,19 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float64
 
 from adapter.artifact import make_folder, protocol_name, scores_name, scores_table, write_json, write_table
 from adapter.config import AdapterError
-from adapter.dataset import Sample, VideoDataset
-from adapter.evaluate import Opened, open_all, score
+from adapter.dataset import Sample
+from adapter.evaluate import Opened, open_all, represent, score
 from adapter.lists import VideoList, keys, names_are_unique
 from adapter.probe import Probe, fit_probe
 from adapter.protocols import compare, open_lists, run_protocol
 from adapter.recipes import Recipe, find
 from adapter.scoretable import ScoreTable, read_scores_file
-from adapter.train import precision, seeded
 
 # What of the aligner's settings says how a video was looked at.
 _VIEWS = ("sampling", "frames", "stride", "draws", "clips", "crops", "seed")
@@ -117,24 +114,6 @@ def _tables(
         else:
             tables += score_run(recipe, lists, source, alignments, labels, device)
     return tables
-
-
-@torch.no_grad()
-def represent(
-    opened: Opened, videos: Sequence[str], batch_size: int = 64
-) -> Float64[np.ndarray, "videos dim"]:
-    """Z of every video, in the order given: what the run makes of it before it meets the classes."""
-    dataset = VideoDataset(opened.alignments, [Sample(video, -1) for video in videos], cache_gb=0.0)
-    entities = torch.from_numpy(opened.alignments.entities.embeddings).to(opened.device)
-    labels = torch.from_numpy(opened.labels.embeddings).to(opened.device)
-    order = dataset.reading_order()
-    found = np.zeros((len(videos), opened.alignments.dim))
-    with seeded(opened.run.config["seed"]):
-        for i, batch in enumerate(dataset.batches(order, batch_size)):
-            with precision(opened.device):
-                z = opened.model(batch.to(opened.device), entities, labels).z.float()
-            found[order[i * batch_size : (i + 1) * batch_size]] = z.cpu().numpy()
-    return found
 
 
 def _probed(opened: Opened, part: str, train: VideoList, test: VideoList) -> ScoreTable:

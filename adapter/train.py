@@ -293,7 +293,7 @@ class Training:
         The loss is the mean over all of them: each part that is computed at a time counts by its share.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        sums = dict.fromkeys((*SUMS, "asked", "damaged"), 0.0)
+        sums = dict.fromkeys((*SUMS, "asked"), 0.0)
         for batch in batches:
             self._backward(batch.to(self.ranks.device), videos, sums)
         sums["asked"] = float(asked())
@@ -397,8 +397,6 @@ class Training:
             output = self.model(batch, self.entities, self.labels)
             loss = classification_loss(output.logits, batch.label, config.label_smoothing, self.class_weights)
         (loss * (n / videos)).backward()
-        if not torch.isfinite(loss):
-            sums["damaged"] += not _is_finite(batch)
         sums["loss"] += loss.item() * n
         sums["right"] += int((output.logits.argmax(1) == batch.label).sum())
         sums["agreement"] += output.agreement.item() * n
@@ -406,11 +404,6 @@ class Training:
     def _require_finite(self, sums: dict[str, float]) -> None:
         if math.isfinite(sums["loss"]):
             return
-        if sums["damaged"]:
-            raise AdapterError(
-                f"the alignments hold numbers that are not finite, met in epoch {self.position.epoch}; run "
-                "`aligner verify DIR`, then align the damaged shard again"
-            )
         raise AdapterError(
             f"the loss became {sums['loss']} in epoch {self.position.epoch}; try a lower --lr (now {self.config.lr})"
         )
@@ -478,12 +471,6 @@ def _view_average(
     with precision(device, config.precision):
         said = [model(batch.to(device), entities, labels).logits for batch in views]
     return average_views(torch.stack(said)).float().cpu()
-
-
-def _is_finite(batch: Batch) -> bool:
-    return all(
-        bool(getattr(batch, name).isfinite().all()) for name in ("embeddings", "topk_score", "geometry")
-    )
 
 
 @contextmanager

@@ -1,68 +1,68 @@
 """The figures of BENCHMARKS.md on the drawn world: ``python -m benchmarks.toyworld --out out/benchmarks``.
 
-One set of videos and one cache, several models and controls, several training seeds. Epochs are chosen by the
-validation split; the test split is read once, at the end. Finished runs are kept: start again after an interruption.
+One set of videos and one cache; rows, controls and tests are those of ``adapter ablate``, over several training
+seeds. Epochs are chosen by the validation split; the test split is read once, at the end. Finished runs are kept: start
+again after an interruption. With ``--wordnet``, NLTK data with the whole WordNet, a second cache is aligned to random
+nouns.
 """
 
 import argparse
 import json
 import platform
 import statistics
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adapter.ablation import ROWS, Column, Data, ablate, ablation_words, choose_rows, standard_columns
+from pipelines import stages
 from pipelines.config import PipelineConfig, check_config
-from pipelines.demo import BLEND, MERGE, demo_config, draw, order_accuracy
+from pipelines.demo import BLEND, MERGE, SIZES, demo_config, draw, order_accuracy
 from pipelines.toyworld import TINYCLIP
-from pipelines.workflow import Layout, RunReport, run_pipeline
+from pipelines.workflow import Layout, run_pipeline
 
 COMMON: dict[str, Any] = {"blocks": 2, "epochs": 20, "threads": 1}
-TRACKS: dict[str, Any] = {"queries": "tracks", "context": "cls"}
-PAPER: dict[str, Any] = {"queries": "aligned", "context": "pooled", "time_codes": False}
-REGIONS: dict[str, Any] = {"queries": "aligned", "context": "regions"}
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "clip": ("CLIP, mean of frames, no training", {"model": "mean_pool"}),
-    "ata": ("adapt-then-align: temporal transformer over cls", {"model": "adapt_then_align"}),
-    "paper": ("paper's form: one entity query a frame, pooled context", PAPER),
-    "paper-scrambled": ("- control: entity of every region scrambled", {**PAPER, "identities": "scrambled"}),
-    "regions": ("entity queries over all regions (position, size, time)", REGIONS),
-    "regions-scrambled": ("- control: entities scrambled", {**REGIONS, "identities": "scrambled"}),
-    "regions-learned": ("- control: learned queries instead of entities", {**REGIONS, "queries": "learned"}),
-    "tracks": ("entity tracks, cls context", TRACKS),
-    "tracks-scrambled": ("- control: entities scrambled", {**TRACKS, "identities": "scrambled"}),
-    "tracks-permuted": ("- control: entities renamed consistently", {**TRACKS, "identities": "permuted"}),
-    "tracks-regions": ("entity tracks over all regions", {"queries": "tracks", "context": "regions"}),
-}
-FEW: tuple[str, ...] = ("ata", "paper", "tracks", "tracks-scrambled")
+FEW: dict[str, Any] = {"epochs": 40}
+TRACKS, REGIONS = (
+    dict(next(row for row in ROWS if row.name == name).options) for name in ("tracks", "regions")
+)
 SHOTS = 4
 
 
-def build(out: Path, seeds: list[int]) -> PipelineConfig:
-    """Every model and seed as an adapter of one config."""
-    config = demo_config(out, "full", 0)
+def build(out: Path, size: str) -> PipelineConfig:
+    """The demo's videos, corpus, label sets and cache, without its adapters."""
+    config = demo_config(out, size, 0)
     raw = config.model_dump(mode="json", exclude_none=True)
-    adapters: dict[str, Any] = {}
-    for name, (_, options) in MODELS.items():
-        for seed in seeds if options.get("model") != "mean_pool" else seeds[:1]:
-            adapters[f"{name}-s{seed}"] = {"labels": "seen", **COMMON, **options, "seed": seed}
-            if name in FEW:
-                few = {"shots": SHOTS, "epochs": 40}
-                adapters[f"{name}-few-s{seed}"] = {"labels": "seen", **COMMON, **options, "seed": seed, **few}
-    raw["adapters"] = adapters
-    full = [name for name in adapters if "-few-" not in name]
-    unseen = {"labels": "unseen", "split": "zeroshot", "adapters": full}
     raw["labels"]["all"] = {"file": str(out / "videos" / "all.txt")}
-    raw["evaluations"] = [
-        {"name": "val", "labels": "seen", "split": "val"},
-        {"name": "test", "labels": "seen", "split": "test"},
-        {"name": "reversed", "labels": "seen", "split": "test", "reverse_time": True, "adapters": full},
-        {"name": "zeroshot", **unseen},
-        {"name": "zeroshot-blend", **unseen, "blend": BLEND},
-        {"name": "generalised", "labels": "all", "split": "zeroshot", "blend": BLEND, "adapters": full},
-    ]
+    raw |= {"adapters": {}, "evaluations": []}
     raw.pop("report", None)
     return check_config(raw, out)
+
+
+def random_words(config: PipelineConfig, layout: Layout, nltk_data: Path) -> Path:
+    """The same videos aligned to as many random nouns as the corpus has entities."""
+    from corpus_builder.config import CorpusConfig
+    from corpus_builder.unmined import draw_random
+
+    other = Layout(layout.root / "random")
+    draw_random(
+        [layout.corpus],
+        CorpusConfig(),
+        config.model,
+        config.pretrained,
+        other.corpus,
+        nltk_data=nltk_data,
+        device=config.device,
+        force=True,
+    )
+    print(f"random words: {stages.align(config, other)}", flush=True)
+    return other.alignments
+
+
+def columns(layout: Layout) -> list[Column]:
+    """Supervised with sensitivity, few-shot, zero-shot, and all classes as candidates."""
+    found = standard_columns("test", [SHOTS], layout.labels("unseen"), "zeroshot", BLEND, sensitivity=True)
+    return [*found, Column("generalised-blended", "zeroshot", layout.labels("all"), blend=BLEND)]
 
 
 def spread(values: list[float]) -> str:
@@ -71,60 +71,51 @@ def spread(values: list[float]) -> str:
     return f"{mean:.1f} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
 
 
-def table(layout: Layout, report: RunReport, seeds: list[int]) -> list[str]:
-    """The Markdown table of all models."""
-    columns: dict[str, Callable[[str, str], float | None]] = {
-        "val": lambda name, seed: _top1(report, f"{name}-{seed}", "val"),
-        "test": lambda name, seed: _top1(report, f"{name}-{seed}", "test"),
-        "order": lambda name, seed: order_accuracy(layout, f"{name}-{seed}"),
-        "reversed": lambda name, seed: _top1(report, f"{name}-{seed}", "reversed"),
-        f"{SHOTS}-shot": lambda name, seed: _top1(report, f"{name}-few-{seed}", "test"),
-        "zero-shot": lambda name, seed: _top1(report, f"{name}-{seed}", "zeroshot"),
-        "zero-shot, blended": lambda name, seed: _top1(report, f"{name}-{seed}", "zeroshot-blend"),
-        "generalised, blended": lambda name, seed: _top1(report, f"{name}-{seed}", "generalised"),
-    }
-    lines = ["| model | parameters | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
-    for name, (title, _) in MODELS.items():
-        present = [f"s{seed}" for seed in seeds if f"{name}-s{seed}" in report.scores]
-        cells = []
-        for measure in columns.values():
-            values = [value for seed in present if (value := measure(name, seed)) is not None]
-            cells.append(spread(values) if values else "-")
-        lines.append(
-            f"| {title} | {_parameters(layout, f'{name}-{present[0]}')} | " + " | ".join(cells) + " |"
-        )
+def order_table(layout: Layout, result: Mapping[str, Any]) -> list[str]:
+    """How often a label is preferred to the same motion played backwards (chance 50), by rows with a text head."""
+    lines = ["| model | order |", "|---|---|"]
+    for row in result["rows"]:
+        if row["head"] == "text" and not row["random_words"]:
+            runs = result["cells"][row["name"]]["supervised"]["runs"]
+            lines.append(f"| {row['title']} | {spread([order_accuracy(layout, run) for run in runs])} |")
     return lines
 
 
-def _top1(report: RunReport, adapter: str, evaluation: str) -> float | None:
-    found = report.scores.get(adapter, {}).get(evaluation)
-    return None if found is None else float(found["top1"])
-
-
-def _parameters(layout: Layout, adapter: str) -> str:
-    counts = json.loads((layout.run(adapter) / "manifest.json").read_text())
-    return f"{counts['parameters'] / 1e6:.2f} M" if counts.get("parameters") else "0"
+def run(out: Path, seeds: Sequence[int], rows: Sequence[str], size: str, wordnet: Path | None) -> list[str]:
+    """Draw, align, compare; returns the lines of the report."""
+    draw(out, size, 0, print)
+    config, layout = build(out, size), Layout(out)
+    run_pipeline(config, lambda line: None if line.endswith("...") else print(line, flush=True))
+    data = Data(
+        layout.alignments,
+        layout.labels("seen"),
+        random_words(config, layout, wordnet) if wordnet else None,
+    )
+    say = lambda line: print(line, flush=True)  # noqa: E731
+    result = ablate(data, out, columns(layout), choose_rows(rows), seeds, COMMON, FEW, say)
+    facts = json.loads((TINYCLIP / "training.json").read_text())
+    return [
+        f"Seeds {list(seeds)}; merge {MERGE}; {platform.machine()}, Python {platform.python_version()}; "
+        f"tiny CLIP after {facts['images']} images.",
+        "",
+        *ablation_words(result),
+        "",
+        *order_table(layout, result),
+    ]
 
 
 def main() -> None:
-    """Draw, run, and write ``table.md`` and ``scores.json``."""
+    """Run, and write ``table.md`` beside ``ablation.json``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="*", default=[], help="rows by name or pattern; default: all")
+    parser.add_argument("--size", choices=list(SIZES), default="full")
+    parser.add_argument("--wordnet", type=Path, help="NLTK data folder, for the control of random words")
     options = parser.parse_args()
     out = options.out.resolve()
-    draw(out, "full", 0, print)
-    config, layout = build(out, options.seeds), Layout(out)
-    report = run_pipeline(config, lambda line: None if line.endswith("...") else print(line, flush=True))
-    facts = json.loads((TINYCLIP / "training.json").read_text())
-    lines = [
-        f"Seeds {options.seeds}; merge {MERGE}; {platform.machine()}, Python {platform.python_version()}; "
-        f"tiny CLIP after {facts['images']} images.",
-        "",
-        *table(layout, report, options.seeds),
-    ]
+    lines = run(out, options.seeds, options.rows, options.size, options.wordnet)
     (out / "table.md").write_text("\n".join(lines) + "\n")
-    (out / "scores.json").write_text(json.dumps(report.scores, indent=1, sort_keys=True))
     print("\n".join(lines))
 
 

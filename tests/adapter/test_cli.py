@@ -23,7 +23,9 @@ def data(learnable, label_set):
     return "--alignments", learnable, "--labels", label_set
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["predict"], ["explain"], ["describe"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["eval"], ["predict"], ["explain"], ["describe"], ["ablate"]]
+)
 def test_help_is_quick_and_never_imports_torch(command):
     code = (
         f"import sys; sys.argv = ['adapter', *{command!r}, '--help']\n"
