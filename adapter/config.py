@@ -261,6 +261,13 @@ def without_regions(config: ModelConfig, alignments: str) -> str:
     )
 
 
+# Options of the recipe that are a share or a probability.
+_SHARES: tuple[str, ...] = (
+    *("val_fraction", "label_smoothing", "min_lr", "beta1", "beta2", "ema", "wise_alpha"),
+    *("frame_dropout", "region_dropout", "frame_jitter"),
+)
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """The recipe: optimiser, schedule, data selection, machine."""
@@ -313,6 +320,21 @@ class TrainConfig:
         "anew every epoch, or all. Evaluation always averages over all.",
         choices=("one", "all"),
     )
+    frame_dropout: float = option(
+        0.0, "Probability that a frame is hidden in training; one always stays.", low=0.0
+    )
+    region_dropout: float = option(
+        0.0, "Probability that a region of a frame is hidden in training.", low=0.0
+    )
+    frame_jitter: float = option(
+        0.0, "Probability that a pair of neighbouring frames changes places in training.", low=0.0
+    )
+    mixup: float = option(
+        0.0,
+        "Alpha of mixup, which mixes the video embeddings z of neighbours in a batch and their targets alike "
+        "(X-CLIP, on pixels: 0.8); 0 = none.",
+        low=0.0,
+    )
     split: str = option("train", "Split to train on, from the alignments' split column.")
     val_split: str = option(
         "val",
@@ -344,7 +366,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check(self)
-        for name in ("val_fraction", "label_smoothing", "min_lr", "beta1", "beta2", "ema", "wise_alpha"):
+        for name in _SHARES:
             if getattr(self, name) > 1:
                 raise AdapterError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
 

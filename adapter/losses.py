@@ -28,6 +28,17 @@ def classification_loss(
     return (each * weights[label[kept]]).mean()
 
 
+def mixed_loss(
+    logits: Float[Tensor, "videos classes"],
+    target: Float[Tensor, "videos classes"],
+    smoothing: float = 0.0,
+    weights: Float[Tensor, " classes"] | None = None,
+) -> Float[Tensor, ""]:
+    """As ``classification_loss``, for mixed videos: a target is a share of every class, which its weight follows."""
+    each = F.cross_entropy(logits.float(), target, label_smoothing=smoothing, reduction="none")
+    return (each if weights is None else each * (target @ weights)).mean()
+
+
 def balanced_weights(label: Int64[Tensor, " videos"], classes: int) -> Float[Tensor, " classes"]:
     """N / (C n_c) for class c with n_c of the N videos: 1 on average over videos; a class without videos weighs 0."""
     count = torch.bincount(label, minlength=classes).float()

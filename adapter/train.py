@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from adapter import artifact
 from adapter.alignments import Alignments, open_alignments
 from adapter.artifact import append_line, publish, removed_on_failure, write_json, write_lines, write_table
+from adapter.augment import Augmentation, mixup
 from adapter.averaging import MovingAverage, between, wearing
 from adapter.checkpoint import save_weights, state_of
 from adapter.config import BOOKKEEPING, AdapterError, Settings, TrainConfig, TrainingStopped
@@ -39,7 +40,7 @@ from adapter.dataset import (
     train_and_val,
 )
 from adapter.labels import Labels, open_labels
-from adapter.losses import average_views, balanced_weights, classification_loss
+from adapter.losses import average_views, balanced_weights, classification_loss, mixed_loss
 from adapter.model import Shape, VideoAdapter, build_model, count_parameters
 from adapter.ranks import Ranks, joined
 from adapter.sampling import EpochOrder
@@ -272,6 +273,8 @@ class Training:
         self.model.train()
         if config.views == "one":
             dataset.draw_views(config.seed, position.epoch)
+        strengths = config.frame_dropout, config.region_dropout, config.frame_jitter, config.mixup
+        dataset.augment(Augmentation(*strengths), config.seed, position.epoch)
         epoch = EpochOrder(dataset.epoch_order(config.seed, position.epoch), config.batch_size)
         shares = epoch.shares(self.ranks.rank, self.ranks.world, position.steps * config.batch_size)
         for share, batches in dataset.load(shares, config.accumulate):
@@ -395,7 +398,11 @@ class Training:
         config, n = self.config, len(batch.label)
         with precision(self.ranks.device, config.precision):
             output = self.model(batch, self.entities, self.labels)
-            loss = classification_loss(output.logits, batch.label, config.label_smoothing, self.class_weights)
+            how = config.label_smoothing, self.class_weights
+            if batch.share is None:
+                loss = classification_loss(output.logits, batch.label, *how)
+            else:
+                loss = mixed_loss(*mixup(output.logits, output.z, batch.label, batch.share), *how)
         (loss * (n / videos)).backward()
         sums["loss"] += loss.item() * n
         sums["right"] += int((output.logits.argmax(1) == batch.label).sum())

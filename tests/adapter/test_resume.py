@@ -19,6 +19,7 @@ from adapter.train import train
 DRIVER = Path(__file__).parent / "drive_trainings.py"
 # 36 videos in batches of 8: five steps an epoch, the last of four videos; noise, dropout and an average besides.
 SETTINGS = {"blocks": 1, "epochs": 3, "batch_size": 8, "save_every": 2, "ema": 0.9, "device": "cpu"}
+SETTINGS |= {"mixup": 0.4, "frame_dropout": 0.1, "region_dropout": 0.1, "frame_jitter": 0.1}
 SAME = ("model.safetensors", "last.safetensors", "config.json", "videos.parquet")
 FAULTS = [
     ("kill at step", 1),

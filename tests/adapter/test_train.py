@@ -23,6 +23,17 @@ def run(alignments, labels, out, **values):
     return train(alignments, labels, out, make_settings({**QUICK, **values}))
 
 
+@pytest.mark.parametrize("name", ["frame_dropout", "region_dropout", "frame_jitter", "mixup"])
+def test_every_augmentation_reaches_the_weights(tmp_path, learnable, label_set, name):
+    run(learnable, label_set, tmp_path / "plain", epochs=1)
+    run(learnable, label_set, tmp_path / "changed", epochs=1, **{name: 0.5})
+    weights = [(tmp_path / run / "last.safetensors").read_bytes() for run in ("plain", "changed")]
+    assert weights[0] != weights[1]
+    if name != "mixup":
+        with pytest.raises(AdapterError, match=f"{name} is 1.5; it must be between 0 and 1"):
+            make_settings({name: 1.5})
+
+
 @pytest.mark.parametrize(
     "values", [{}, {"noise": "always", "learn_scale": True}, {"queries": "tracks"}], ids=str
 )
