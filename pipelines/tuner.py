@@ -141,7 +141,10 @@ class Tuner:
 
     def weights(self) -> dict[str, Tensor]:
         """Copies of all that learns, on the CPU."""
-        tower = {name: weight.detach().cpu().clone() for name, weight in self.encoder.learned().items()}
+        tower = {
+            name: weight.detach().cpu().contiguous().clone()
+            for name, weight in self.encoder.learned().items()
+        }
         return _prefixed("encoder", tower) | _prefixed("adapter", state_of(self.adapter))
 
     def load_weights(self, held: Mapping[str, Tensor]) -> None:

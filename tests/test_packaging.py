@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("corpus_builder", "aligner", "adapter")
 # Import name of every distribution that a requirements file may name.
 PROVIDES = {
+    "ray": "ray",
     "tensorboard": "tensorboard",
     "wandb": "wandb",
     "transformers": "transformers",

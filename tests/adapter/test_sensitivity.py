@@ -85,6 +85,7 @@ def test_aligning_to_some_entities_is_the_nearest_of_them(learnable):
     alignments = open_alignments(learnable)
     dataset = VideoDataset(alignments, [Sample(v.video_id, 0) for v in alignments.plan[:3]])
     (batch,) = dataset.batches([0, 1, 2], 3)
+    batch = batch.to(torch.device("cpu"))
     ids = np.array([2, 5, 11, 17])
     table = alignments.entities.embeddings
     again = aligned_to(ids, table)(batch)
