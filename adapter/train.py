@@ -564,12 +564,16 @@ def _fresh_model(
     return model.to(device)
 
 
-def _better(line: dict[str, Any], best: dict[str, Any]) -> bool:
-    # Equal accuracy: the lower validation loss. Without validation videos the last epoch is kept.
-    def key(entry: dict[str, Any]) -> tuple[float, float]:
-        return entry["val_top1"], -entry["val_loss"]
+def validation_rank(line: dict[str, Any]) -> tuple[float, float]:
+    """By what epochs are compared, the greater the better: accuracy, and the lower loss where it is equal."""
+    return line["val_top1"], -line["val_loss"]
 
-    return "val_top1" not in line or best["epoch"] == 0 or key(line) > key(best)
+
+def _better(line: dict[str, Any], best: dict[str, Any]) -> bool:
+    # Without validation videos the last epoch is kept.
+    if "val_top1" not in line or best["epoch"] == 0:
+        return True
+    return validation_rank(line) > validation_rank(best)
 
 
 def _counts(

@@ -31,7 +31,7 @@ from adapter.dataset import Sample
 from adapter.labels import Labels, open_labels
 from adapter.losses import classification_loss
 from adapter.model import Shape, VideoAdapter, build_model
-from adapter.train import TrainData, choose_device, learning_rate, prepare, seeded
+from adapter.train import TrainData, choose_device, learning_rate, prepare, seeded, validation_rank
 from aligner.encoder import load_clip
 from aligner.engine import Stop
 from aligner.plan import FRAME_RATE, make_plan
@@ -281,7 +281,11 @@ class Session:
             "undecoded": len(self.data.train) - int(clips),
             **self.validate(),
         }
-        if "val_top1" not in line or not progress.best or _rank(line) > _rank(progress.best):
+        if (
+            "val_top1" not in line
+            or not progress.best
+            or validation_rank(line) > validation_rank(progress.best)
+        ):
             progress.best = line
             save_weights(folder / BEST, self.tuner.weights())
         progress.history.append(line)
@@ -302,10 +306,6 @@ class Session:
         """Logits of videos over the trained labels, without noise and augmentation, over all views."""
         for found, views in self.feed.scored(tuple(samples)):
             yield found, self.tuner.score(views)
-
-
-def _rank(line: dict[str, Any]) -> tuple[float, float]:
-    return line["val_top1"], -line["val_loss"]
 
 
 def adapter_settings(run: Path | None, config: TuneConfig, options: dict[str, Any]) -> Settings:
