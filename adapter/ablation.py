@@ -119,6 +119,9 @@ ROWS: tuple[Row, ...] = (
         control_of="regions",
     ),
     *_with_controls("tracks", "entity tracks, cls context", {"queries": "tracks", "context": "cls"}),
+    *_with_controls(
+        "label-tracks", "entity tracks, read by the labels that name them", {"variant": "label-tracks"}
+    ),
     Row("tracks-regions", "entity tracks over all regions", {"queries": "tracks", "context": "regions"}),
 )
 

@@ -101,7 +101,7 @@ def partners(videos: int) -> Int64[Tensor, " videos"]:
 
 def mixup(
     logits: Float[Tensor, "videos classes"],
-    z: Float[Tensor, "videos dim"],
+    z: Float[Tensor, "videos *each dim"],
     label: Int64[Tensor, " videos"],
     share: Float[Tensor, " videos"],
 ) -> tuple[Float[Tensor, "videos classes"], Float[Tensor, "videos classes"]]:
@@ -114,12 +114,14 @@ def mixup(
 
     Args:
         logits: scores of the videos as they are.
-        z: their embeddings, of unit length.
+        z: their embeddings, of unit length; one for each class where each has its own.
         label: their classes, none unknown.
         share: what each keeps of itself (``mix_shares``); the rest is its partner's (``partners``).
     """
     other = partners(len(label)).to(label.device)
     s = share.to(z.device).unsqueeze(1)
-    length = (s * z + (1 - s) * z[other]).norm(dim=1, keepdim=True).clamp_min(1e-6)
+    kept = s.unsqueeze(-1) if z.ndim == 3 else s
+    length = (kept * z + (1 - kept) * z[other]).norm(dim=-1).clamp_min(1e-6)
+    length = length if z.ndim == 3 else length.unsqueeze(1)
     truth = F.one_hot(label, logits.shape[1]).to(s.dtype)
     return (s * logits + (1 - s) * logits[other]) / length, s * truth + (1 - s) * truth[other]

@@ -270,6 +270,9 @@ def describe_cli(
     entities: Annotated[
         int | None, typer.Option(help="Entities that a token is compared with; default 10,000.")
     ] = None,
+    classes: Annotated[
+        int | None, typer.Option(help="Classes scored, which cost with readout=labels alone; default 400.")
+    ] = None,
     views: Annotated[int, typer.Option(help="Views of a video: clips times crops.")] = 1,
     as_json: Json = False,
 ) -> None:
@@ -285,7 +288,7 @@ def describe_cli(
     config = None if run else make_settings(chosen).model
     from adapter.describe import describe
 
-    given = {"tower": tower, "frames": frames, "merge": merge, "entities": entities}
+    given = {"tower": tower, "frames": frames, "merge": merge, "entities": entities, "classes": classes}
     described = describe(config, run, alignments, views, given)
     typer.echo(
         json.dumps(described.to_json(), sort_keys=True) if as_json else _describe_words(described.to_json())

@@ -61,12 +61,21 @@ _PAPER: dict[str, Any] = {
     "ffn": "each",
     "mlp_ratio": 6,
 }
+_LABEL_TRACKS: dict[str, Any] = {
+    "queries": "tracks",
+    "track_identity": False,
+    "context": "cls",
+    "components": "sa",
+    "readout": "labels",
+    "logit_scale": 15.0,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": {},
     "paper": _PAPER,
     "paper-adapt-then-align": {**_PAPER, "model": "adapt_then_align"},
     "paper-labels": {**_PAPER, "entities": "labels", "align": "cls", "context": "cls"},
     "paper-cls": {**_PAPER, "align": "cls", "context": "cls"},
+    "label-tracks": _LABEL_TRACKS,
     **{f"paper-{parts}": {**_PAPER, "components": parts} for parts in ("sa", "ca", "sa+ca", "ca+conv")},
 }
 
@@ -77,7 +86,8 @@ class ModelConfig:
 
     variant: str = option(
         "none",
-        "A named form that other options override. paper = as published; paper-adapt-then-align, paper-labels and "
+        "A named form that other options override. label-tracks = paths of entities, read by the classes whose texts "
+        "name them (ours); paper = as published; paper-adapt-then-align, paper-labels and "
         "paper-cls = rows a to c of the paper's first ablation (paper is d); paper-sa, paper-ca, paper-sa+ca and "
         "paper-ca+conv = the second.",
         choices=tuple(VARIANTS),
@@ -194,6 +204,29 @@ class ModelConfig:
     tracks: int = option(
         8, "Entities that become queries with queries=tracks: the highest summed scores.", low=1
     )
+    track_identity: bool = option(
+        True,
+        "Whether a track's token holds its entity's embedding beside its path. Without it the blocks see paths alone, "
+        "nothing is learned about single entities, and readout=labels alone says whose path it is.",
+    )
+    readout: str = option(
+        "mean",
+        "What of the queries makes z (Eq. 9). mean = their mean, one z a video, as printed; labels = each class has "
+        "a z of its own, from the tracks whose entities its text names, compared with the rest of the text (ours; "
+        "needs queries=tracks).",
+        choices=("mean", "labels"),
+    )
+    match_scale: float = option(
+        30.0,
+        "With readout=labels: factor on the cosine of a class's text and an entity's, before the softmax over tracks; "
+        "learned from here.",
+        low=1e-6,
+    )
+    null_score: float = option(
+        0.5,
+        "With readout=labels: cosine at which a class rather reads the null token, which stands for an entity that is "
+        "not there; learned from here.",
+    )
     dropout: float = option(0.1, "Dropout on every residual branch in training.", low=0.0)
     logit_scale: float = option(100.0, "Factor on the cosine of z and a label (CLIP's own value).", low=1e-6)
     learn_logit_scale: bool = option(False, "Learn that factor.")
@@ -231,9 +264,20 @@ class ModelConfig:
             raise AdapterError(f"shrinkage is {self.shrinkage}; it must be at most 1")
         if self.identities != "aligned" and self.queries in ("learned", "cls"):
             raise AdapterError(f"identities={self.identities} has no effect with queries={self.queries}")
+        if self.queries != "tracks" and (self.readout == "labels" or not self.track_identity):
+            asked = "readout=labels" if self.readout == "labels" else "track_identity=false"
+            raise AdapterError(
+                f"{asked} needs queries=tracks, not {self.queries}: tracks alone are an entity each"
+            )
         if self.rematch and (self.model != "alt" or self.queries != "aligned"):
             raise AdapterError(
                 "rematch needs model=alt with queries=aligned: nothing else mixes the cached top-k"
+            )
+        if not self.has_own_z and (self.residual == "cls" or self.whiten_labels):
+            asked = "residual=cls" if self.residual == "cls" else "whiten_labels"
+            raise AdapterError(
+                f"{asked} changes what whole labels are compared with, and readout=labels compares with what they say "
+                "beyond their entities; leave out one of the two (`adapter eval --blend` adds zero-shot CLIP)"
             )
         if self.whiten_labels and (self.residual == "cls" or self.model == "mean_pool"):
             raise AdapterError(
@@ -245,6 +289,11 @@ class ModelConfig:
     def reads_regions(self) -> bool:
         """Whether embeddings of regions are read, beside those of frames."""
         return self.model == "alt" and self.context != "cls"
+
+    @property
+    def has_own_z(self) -> bool:
+        """Whether a video has one z, whatever the classes; without, nothing but class texts can score it."""
+        return self.model != "alt" or self.readout == "mean"
 
     @property
     def reads_entities(self) -> bool:

@@ -15,7 +15,15 @@ from adapter.flops import TOWERS, Cost, Setting, Tower, cost, find_tower, tokens
 from adapter.model import build_model, parameters_by_part
 
 # What is assumed where neither options nor a folder say it: B/16 as the paper uses it, and a corpus that fits its cost.
-ASSUMED: dict[str, Any] = {"tower": "ViT-B-16", "frames": 8, "merge": 8, "entities": 10_000, "top_k": 16}
+# The classes are those of Kinetics-400; they count with readout=labels alone.
+ASSUMED: dict[str, Any] = {
+    "tower": "ViT-B-16",
+    "frames": 8,
+    "merge": 8,
+    "entities": 10_000,
+    "top_k": 16,
+    "classes": 400,
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ def describe(
 ) -> Description:
     """Describe a form (``config``) or a run (whose form it is), on alignments or on what is assumed.
 
-    ``given`` overrides, by name: tower, frames, merge, entities, top_k. Raises ``AdapterError`` where the
+    ``given`` overrides, by name: tower, frames, merge, entities, top_k, classes. Raises ``AdapterError`` where the
     sizes contradict each other, or a tower is unknown and no alignments tell its tokens.
     """
     if views < 1:
@@ -60,6 +68,7 @@ def describe(
         opened = open_run(run)
         config = settings_of(opened).model
         facts |= {**_of_model(opened.manifest), "frames": opened.manifest["frames"]}
+        facts["classes"] = len(opened.train_labels)
     if alignments:
         manifest = read_manifest(alignments, "alignments", MADE_BY)
         if run:
@@ -101,7 +110,7 @@ def _of_alignments(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _setting(facts: dict[str, Any], tower: Tower | None) -> Setting:
-    for name in ("frames", "entities"):
+    for name in ("frames", "entities", "classes"):
         if facts[name] < 1:
             raise AdapterError(f"--{name} is {facts[name]}; it must be at least 1")
     tokens = facts.get("tokens") or (tokens_after(tower, facts["merge"])[-1] if tower else 0)
@@ -115,4 +124,4 @@ def _setting(facts: dict[str, Any], tower: Tower | None) -> Setting:
         raise AdapterError(
             f"--tower {facts['tower']} has {tower.dim} dimensions, the run or the alignments have {dim}; name theirs"
         )
-    return Setting(dim, facts["frames"], tokens, facts["entities"], facts["top_k"])
+    return Setting(dim, facts["frames"], tokens, facts["entities"], facts["top_k"], facts["classes"])

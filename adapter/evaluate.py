@@ -34,7 +34,7 @@ from adapter.artifact import (
     write_table,
 )
 from adapter.baselines import Videos, fit_head
-from adapter.checkpoint import load_model
+from adapter.checkpoint import load_model, settings_of
 from adapter.config import HEADS, AdapterError, did_you_mean, make_settings
 from adapter.dataset import (
     Batch,
@@ -213,6 +213,11 @@ def represent(
     opened: Opened, videos: Sequence[str], batch_size: int = 64, change: Change = lambda batch: batch
 ) -> Float64[np.ndarray, "videos dim"]:
     """Z of every video, mean over its views, in the order given: what the run makes of it before it meets classes."""
+    if not settings_of(opened.run).model.has_own_z:
+        raise AdapterError(
+            f"run {opened.run.path.name} has readout=labels: a video has a z for each class and none of its own, so "
+            "nothing but class texts can score it; use --head text, or a run with readout=mean"
+        )
     dataset = VideoDataset(opened.alignments, [Sample(video, -1) for video in videos], cache_gb=0.0)
     entities = torch.from_numpy(opened.alignments.entities.embeddings).to(opened.device)
     labels = torch.from_numpy(opened.labels.embeddings).to(opened.device)
@@ -333,7 +338,7 @@ def evaluate(
         "random_weights": bool(opened.alignments.model.get("random_weights")),
         **summarise(scores, opened.labels.labels, seen, part),
         **_account(selection, samples, failed, scores, opened.run),
-        "cost": _cost(run, alignments, opened.alignments.views),
+        "cost": _cost(run, alignments, opened.alignments.views, len(opened.labels.labels)),
     }
     if sensitivity:
         result["sensitivity"] = measure_sensitivity(
@@ -353,9 +358,9 @@ def _scorer(
     return head_scorer(opened, head, samples, part)
 
 
-def _cost(run: Path, alignments: Path, views: int) -> dict[str, Any]:
+def _cost(run: Path, alignments: Path, views: int, classes: int) -> dict[str, Any]:
     """Parameters, and MACs of a view and of all views, on alignments like these."""
-    described = describe(None, run, alignments, views).to_json()
+    described = describe(None, run, alignments, views, {"classes": classes}).to_json()
     return {name: described[name] for name in ("parameters", "macs_per_view", "macs")} | {"views": views}
 
 

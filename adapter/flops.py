@@ -39,13 +39,17 @@ TOWERS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What a model is used on: ``tokens`` of a frame with cls, ``entities`` each is compared with, ``top_k`` kept."""
+    """What a model is used on: ``tokens`` of a frame with cls, ``entities`` each is compared with, ``top_k`` kept.
+
+    ``classes`` count where each has a z of its own (``readout=labels``).
+    """
 
     dim: int
     frames: int
     tokens: int
     entities: int
     top_k: int
+    classes: int = 1
 
     @property
     def shape(self) -> Shape:
@@ -121,12 +125,7 @@ def adapter_macs(config: ModelConfig, at: Setting) -> int:
         code = t * TIME_FEATURES * w
         return _mlp(t, at.dim, w) + code + temporal_layers(config, at.shape) * layer + _mlp(1, w, at.dim)
     blocks = config.blocks * _block(config, at, width)
-    return (
-        _queries(config, at, width)
-        + _context(config, at, width)
-        + blocks
-        + _mlp(1, width, at.dim, config.mlp_ratio)
-    )
+    return _queries(config, at, width) + _context(config, at, width) + blocks + _readout(config, at, width)
 
 
 def cost(config: ModelConfig, at: Setting, tower: Tower | None, merge: int) -> Cost:
@@ -166,9 +165,18 @@ def _queries(config: ModelConfig, at: Setting, width: int) -> int:
         tracks = _count(config, at)
         code = tracks * (at.frames * track_features() * width + width**2)
         centres = tracks * at.frames * (at.tokens - 1) * 2
-        return _mlp(tracks, at.dim, width, config.mlp_ratio) + code + centres
+        named = _mlp(tracks, at.dim, width, config.mlp_ratio) if config.track_identity else 0
+        return named + code + centres
     rematch = at.frames * at.tokens * (at.dim**2 + at.top_k * at.dim) if config.rematch else 0
     return frames + _pool(config, at) + rematch
+
+
+def _readout(config: ModelConfig, at: Setting, width: int) -> int:
+    if config.has_own_z:
+        return _mlp(1, width, at.dim, config.mlp_ratio)
+    # The rest of each label is found among all entities, once for a batch.
+    matched = at.classes * (_count(config, at) * (at.dim + width) + at.entities * at.dim)
+    return matched + _mlp(at.classes, width, at.dim, config.mlp_ratio)
 
 
 def _count(config: ModelConfig, at: Setting) -> int:

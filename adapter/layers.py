@@ -4,6 +4,7 @@ Notation: b videos, t frames, s tokens of a frame, q queries, n keys, w width, h
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,12 @@ from torch import Tensor, nn
 # Numbers that codes of place and time are projected from: sines and cosines at these octaves, and a size.
 GEOMETRY_OCTAVES, TIME_OCTAVES = 4, 6
 GEOMETRY_FEATURES, TIME_FEATURES = 4 * GEOMETRY_OCTAVES + 1, 2 * TIME_OCTAVES
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Cosines that decide an alignment are not rounded to bfloat16."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def mlp(dim_in: int, dim_out: int, ratio: int = 1) -> nn.Sequential:

@@ -10,7 +10,6 @@ dimension.
 
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -32,10 +31,12 @@ from adapter.layers import (
     TemporalConv,
     TimeCode,
     fourier,
+    full_precision,
     log_size,
     masked_mean,
     mlp,
 )
+from adapter.readout import LabelReadout
 
 TRACK_OCTAVES = 3
 
@@ -58,11 +59,12 @@ class Aligned:
 
 @dataclass(frozen=True)
 class Queries:
-    """Tokens that ask; ``mask`` is False for padding."""
+    """Tokens that ask; ``mask`` is False for padding; ``entities`` are theirs, where each has one."""
 
     tokens: Float[Tensor, "b q w"]
     mask: Bool[Tensor, "b q"]
     agreement: Float[Tensor, ""]
+    entities: Float[Tensor, "b q d"] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,18 +77,23 @@ class Context:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Video representation z before the residual, and the alignment's agreement (1 without noise)."""
+    """Video representation z before the residual, and the alignment's agreement (1 without noise).
 
-    z: Float[Tensor, "b d"]
+    With ``readout=labels`` there is a z for each class, to be compared with its ``rest``: what the class's text says
+    beyond the entity that it names.
+    """
+
+    z: Float[Tensor, "b *each d"]
     agreement: Float[Tensor, ""]
+    rest: Float[Tensor, "classes d"] | None = None
 
 
 @dataclass(frozen=True)
 class Output:
-    """Logits over the label set, unit z, agreement."""
+    """Logits over the label set, unit z (one for each class with ``readout=labels``), agreement."""
 
     logits: Float[Tensor, "b classes"]
-    z: Float[Tensor, "b d"]
+    z: Float[Tensor, "b *each d"]
     agreement: Float[Tensor, ""]
 
 
@@ -169,12 +176,6 @@ class CachedScores(nn.Module):
     def forward(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Float[Tensor, "b t s k"]:
         """Cosines of the cache."""
         return batch.topk_score
-
-
-def full_precision(device: torch.device) -> AbstractContextManager:
-    """Cosines that decide an alignment are not rounded to bfloat16."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def aligned_to_labels(batch: Batch, labels: Float[Tensor, "classes d"]) -> Batch:
@@ -303,13 +304,14 @@ class TrackQueries(nn.Module):
     """One query an entity: its embedding plus the code of its path (centroid, area, presence in every frame).
 
     The entities are those with the highest summed score over the regions (not cls, which is everywhere) whose
-    best entity they are, noise-free: tracks are bookkeeping, not a sample. Ours, not the paper's.
+    best entity they are, noise-free: tracks are bookkeeping, not a sample. Without ``project`` a token is its path
+    alone. Ours, not the paper's.
     """
 
-    def __init__(self, tracks: int, frames: int, dim: int, width: int, mlp_ratio: int = 1) -> None:
+    def __init__(self, tracks: int, frames: int, width: int, project: nn.Module | None) -> None:
         super().__init__()
         self.tracks = tracks
-        self.project = mlp(dim, width, mlp_ratio)
+        self.project = project
         self.code = nn.Sequential(
             nn.Linear(frames * track_features(), width),
             nn.GELU(),
@@ -326,10 +328,12 @@ class TrackQueries(nn.Module):
         )
         chosen, found = top_entities(entity, score, mask, self.tracks, len(entities))
         codes = track_codes(entity, mask, batch.geometry[:, :, 1:], chosen)
-        tokens = self.project(entities[chosen]) + self.code(codes.flatten(2))
+        tokens = self.code(codes.flatten(2))
+        if self.project:
+            tokens = self.project(entities[chosen]) + tokens
         # Attention needs a key even in a video without regions.
         found[:, 0] = True
-        return Queries(tokens, found, tokens.new_ones(()))
+        return Queries(tokens, found, tokens.new_ones(()), entities[chosen])
 
 
 def top_entities(
@@ -465,9 +469,9 @@ class Block(nn.Module):
 
 
 class AltEncoder(nn.Module):
-    """Queries over context through M blocks; z = MLP(mean of Q_M) (Eq. 9).
+    """Queries over context through M blocks; z = MLP(mean of Q_M) (Eq. 9), or of what each class reads of them.
 
-    ``context`` is None where the blocks have no cross-attention.
+    ``context`` is None where the blocks have no cross-attention, ``readout`` where the mean is read.
     """
 
     def __init__(
@@ -476,20 +480,27 @@ class AltEncoder(nn.Module):
         queries: nn.Module,
         context: nn.Module | None,
         blocks: list[Block],
+        readout: LabelReadout | None,
         head: nn.Module,
     ) -> None:
         super().__init__()
         self.identities = identities
         self.queries, self.context, self.blocks, self.head = queries, context, nn.ModuleList(blocks), head
+        self.readout = readout
 
-    def forward(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Encoded:
+    def forward(
+        self, batch: Batch, entities: Float[Tensor, "entities d"], labels: Float[Tensor, "classes d"]
+    ) -> Encoded:
         """Encode a batch."""
         queries = self._queries(batch, entities)
         context = self.context(batch) if self.context else None
         tokens = queries.tokens
         for block in self.blocks:
             tokens = block(tokens, queries.mask, context)
-        return Encoded(self.head(masked_mean(tokens, queries.mask)), queries.agreement)
+        if self.readout is None:
+            return Encoded(self.head(masked_mean(tokens, queries.mask)), queries.agreement)
+        read = self.readout(tokens, cast(Tensor, queries.entities), queries.mask, entities, labels)
+        return Encoded(self.head(read), queries.agreement, self.readout.rest(entities, labels))
 
     def attention(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Float[Tensor, "b t s"]:
         """Cross-attention on every context token, mean over queries and blocks; sums to 1 a video.
@@ -518,7 +529,9 @@ class TemporalEncoder(nn.Module):
         super().__init__()
         self.project, self.time, self.layers, self.head = project, time, nn.ModuleList(layers), head
 
-    def forward(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Encoded:
+    def forward(
+        self, batch: Batch, entities: Float[Tensor, "entities d"], labels: Float[Tensor, "classes d"]
+    ) -> Encoded:
         """Encode a batch."""
         tokens, mask = self.project(batch.embeddings[:, :, 0]) + self.time(), batch.mask[:, :, 0]
         for layer in self.layers:
@@ -544,7 +557,9 @@ class TemporalLayer(nn.Module):
 class MeanPoolEncoder(nn.Module):
     """Zero-shot: z is the mean of the cls embeddings; nothing to train."""
 
-    def forward(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Encoded:
+    def forward(
+        self, batch: Batch, entities: Float[Tensor, "entities d"], labels: Float[Tensor, "classes d"]
+    ) -> Encoded:
         """Encode a batch."""
         return Encoded(mean_cls(batch), batch.norms.new_ones(()))
 
@@ -610,7 +625,10 @@ class VideoAdapter(nn.Module):
         self, batch: Batch, entities: Float[Tensor, "entities d"], labels: Float[Tensor, "classes d"]
     ) -> Output:
         """Score the videos of a batch against a label set of unit embeddings."""
-        encoded = self.encoder(*self.inputs(batch, entities, labels))
+        encoded = self.encoder(*self.inputs(batch, entities, labels), labels)
+        if encoded.rest is not None:
+            z = F.normalize(encoded.z, dim=-1)
+            return Output(self.log_scale.exp() * (z * encoded.rest).sum(-1), z, encoded.agreement)
         z = F.normalize(mean_cls(batch) + encoded.z if self.residual else encoded.z, dim=-1)
         return Output(self.against(z, labels), z, encoded.agreement)
 
@@ -648,6 +666,15 @@ def build_model(config: ModelConfig, shape: Shape) -> VideoAdapter:
         residual,
         config.entities == "labels",
     )
+
+
+def fit_labels(model: VideoAdapter, config: ModelConfig, labels: Float[Tensor, "classes d"]) -> VideoAdapter:
+    """Take the statistics of the training labels that the form asks for, before the first step; returns the model."""
+    if config.whiten_labels:
+        model.whitening.fit(labels, config.shrinkage)
+    if not config.has_own_z:
+        cast(LabelReadout, cast(AltEncoder, model.encoder).readout).fit(labels)
+    return model
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -689,6 +716,9 @@ def _alt(config: ModelConfig, shape: Shape) -> AltEncoder:
         _queries(config, shape, width),
         _context(config, shape, width) if config.has("ca") else None,
         blocks,
+        LabelReadout(shape.dim, width, config.match_scale, config.null_score)
+        if config.readout == "labels"
+        else None,
         mlp(width, shape.dim, config.mlp_ratio),
     )
 
@@ -710,7 +740,12 @@ def _queries(config: ModelConfig, shape: Shape, width: int) -> nn.Module:
         ),
         "cls": lambda: ClsQueries(mlp(shape.dim, width, config.mlp_ratio), _time(config, shape, width)),
         "learned": lambda: LearnedQueries(shape.frames, width),
-        "tracks": lambda: TrackQueries(config.tracks, shape.frames, shape.dim, width, config.mlp_ratio),
+        "tracks": lambda: TrackQueries(
+            config.tracks,
+            shape.frames,
+            width,
+            mlp(shape.dim, width, config.mlp_ratio) if config.track_identity else None,
+        ),
     }
     return builders[config.queries]()
 

@@ -41,7 +41,7 @@ from adapter.dataset import (
 )
 from adapter.labels import Labels, open_labels
 from adapter.losses import average_views, balanced_weights, classification_loss, mixed_loss
-from adapter.model import Shape, VideoAdapter, build_model, count_parameters
+from adapter.model import Shape, VideoAdapter, build_model, count_parameters, fit_labels
 from adapter.ranks import Ranks, joined
 from adapter.sampling import EpochOrder
 from adapter.state import (
@@ -559,9 +559,7 @@ def _fresh_model(
     settings: Settings, alignments: Alignments, labels: Labels, device: torch.device
 ) -> VideoAdapter:
     model = build_model(settings.model, Shape(alignments.dim, alignments.frames))
-    if settings.model.whiten_labels:
-        model.whitening.fit(torch.from_numpy(labels.embeddings), settings.model.shrinkage)
-    return model.to(device)
+    return fit_labels(model, settings.model, torch.from_numpy(labels.embeddings)).to(device)
 
 
 def validation_rank(line: dict[str, Any]) -> tuple[float, float]:

@@ -30,7 +30,7 @@ from adapter.config import ModelConfig, Settings, make_settings
 from adapter.dataset import Sample
 from adapter.labels import Labels, open_labels
 from adapter.losses import classification_loss
-from adapter.model import Shape, VideoAdapter, build_model
+from adapter.model import Shape, VideoAdapter, build_model, fit_labels
 from adapter.train import TrainData, choose_device, learning_rate, prepare, seeded, validation_rank
 from aligner.encoder import load_clip
 from aligner.engine import Stop
@@ -338,9 +338,7 @@ def start_adapter(
     shape = Shape(alignments.dim, alignments.frames)
     if run is None:
         model = build_model(settings.model, shape)
-        if settings.model.whiten_labels:
-            model.whitening.fit(torch.from_numpy(labels.embeddings), settings.model.shrinkage)
-        return model.to(device)
+        return fit_labels(model, settings.model, torch.from_numpy(labels.embeddings)).to(device)
     opened = open_run(run)
     needs = f"alignments {alignments.path.name}"
     check_same_model(

@@ -20,7 +20,7 @@ FRAME, REGION, ENTITY, CLASS = 2, 3, 17, 4
 class MeanOfRegions(nn.Module):
     """z is the mean of the regions, so that with all of them zero but one, that one decides."""
 
-    def forward(self, batch, entities):
+    def forward(self, batch, entities, labels):
         regions, mask = batch.embeddings[:, :, 1:].flatten(1, 2), batch.mask[:, :, 1:].flatten(1)
         return Encoded(masked_mean(regions, mask), regions.new_ones(()))
 

@@ -63,13 +63,14 @@ FORMS = [
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_the_count_equals_torchs_on_the_real_model(form):
     config = make_settings({"blocks": 2, **form}).model
-    at = Setting(32, 6, 5, 11, 3)
+    at = Setting(32, 6, 5, 11, 3, 7)
     batch, entities = meta_batch(at), torch.empty(at.entities, at.dim, device="meta")
+    labels = torch.empty(at.classes, at.dim, device="meta")
     # The meta device computes nothing and, unlike the CPU, lets the counter see the attention products.
     with torch.device("meta"):
         model = build_model(config, at.shape).eval().requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
-        model.encoder(batch, entities)
+        model.encoder(batch, entities, labels)
     assert counter.get_total_flops() == 2 * adapter_macs(config, at)
 
 

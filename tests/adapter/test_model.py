@@ -38,6 +38,8 @@ FORMS = [
     {"rematch": True, "conv": "dense", "ffn": "each", "time_codes": "learned"},
     {"entities": "labels", "align": "regions", "components": "ca"},
     {"align": "cls", "components": "sa"},
+    {"queries": "tracks", "readout": "labels", "context": "regions"},
+    {"queries": "tracks", "readout": "labels", "track_identity": False, "components": "sa", "context": "cls"},
 ]
 
 
