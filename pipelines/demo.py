@@ -33,14 +33,14 @@ NOTE = (
     "played backwards, the right one is preferred (chance 50)."
 )
 COMMON: dict[str, Any] = {"blocks": 2}
-ALT: dict[str, Any] = {"model": "alt", "queries": "tracks", "context": "cls"}
+ALT: dict[str, Any] = {"model": "alt", "variant": "label-tracks"}
 PAPER: dict[str, Any] = {"model": "alt", "queries": "aligned", "context": "pooled", "time_codes": False}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "zero_shot": ("CLIP, mean of frames, no training", {"model": "mean_pool"}),
     "adapt_then_align": ("adapt-then-align (cls only)", {"model": "adapt_then_align"}),
     "paper": ("ALT, the paper's pooled form", PAPER),
     "alt_random": ("ALT, random entities (control)", {**ALT, "identities": "scrambled"}),
-    "alt": ("ALT, entity tracks", ALT),
+    "alt": ("ALT, entity tracks read by labels", ALT),
 }
 
 
