@@ -20,6 +20,7 @@ from adapter.checkpoint import state_of
 from adapter.config import TrainConfig
 from adapter.losses import average_views
 from adapter.model import VideoAdapter, count_parameters
+from adapter.state import moments, part_of, set_moments, under
 from adapter.train import build_optimizer
 from aligner.match import Matcher
 from pipelines.errors import PipelineError
@@ -145,14 +146,14 @@ class Tuner:
             name: weight.detach().cpu().contiguous().clone()
             for name, weight in self.encoder.learned().items()
         }
-        return _prefixed("encoder", tower) | _prefixed("adapter", state_of(self.adapter))
+        return under("encoder", tower) | under("adapter", state_of(self.adapter))
 
     def load_weights(self, held: Mapping[str, Tensor]) -> None:
         """Take weights back."""
         with torch.no_grad():
             for name, weight in self.encoder.learned().items():
                 weight.copy_(held[f"encoder.{name}"])
-        self.adapter.load_state_dict(_part("adapter", held))
+        self.adapter.load_state_dict(part_of("adapter", held))
 
     def _autocast(self) -> torch.autocast:
         half = HALVES.get(self.precision)
@@ -186,10 +187,8 @@ def seed_of(*parts: object) -> int:
 
 def save_state(file: Path, tuner: Tuner, progress: Progress, key: str) -> None:
     """Everything that a training needs to go on, in one file, atomically; ``key`` says what training it is."""
-    moments = tuner.optimizer.state_dict()["state"]
-    held = {f"{place}.{name}": value for place, entry in moments.items() for name, value in entry.items()}
-    tensors = tuner.weights() | _prefixed("optimizer", held)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    tensors = tuner.weights() | under("optimizer", moments(tuner.optimizer))
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
     told = {"key": key, "progress": asdict(progress), "scaler": tuner.scaler.state_dict()}
     metadata = {name: json.dumps(value) for name, value in told.items()}
     write_atomic(file, lambda path: save_file(tensors, path, metadata))
@@ -212,21 +211,8 @@ def load_state(file: Path, tuner: Tuner, key: str) -> Progress:
             f"{file} is of a training with other options or inputs; repeat its options, or --force to begin anew"
         )
     tuner.load_weights(held)
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _part("optimizer", held).items():
-        place, _, what = name.partition(".")
-        state.setdefault(int(place), {})[what] = value
-    tuner.optimizer.load_state_dict(tuner.optimizer.state_dict() | {"state": state})
+    set_moments(tuner.optimizer, part_of("optimizer", held))
     if told["scaler"]:
         tuner.scaler.load_state_dict(told["scaler"])
     return Progress(**told["progress"])
 
-
-def _prefixed(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{part}.{name}": value for name, value in tensors.items()}
-
-
-def _part(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")
-    }
