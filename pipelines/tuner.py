@@ -22,9 +22,11 @@ from adapter.losses import average_views
 from adapter.model import VideoAdapter, count_parameters
 from adapter.state import moments, part_of, set_moments, under
 from adapter.train import build_optimizer
+from aligner.encoder import TEXT_PROMPTS, Tokens
 from aligner.match import Matcher
 from pipelines.errors import PipelineError
 from pipelines.tuned_encoder import TunedEncoder, live_batch
+from pipelines.tuned_labels import TunedLabels
 from pipelines.tuning_config import TuneConfig
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,9 +34,12 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Clips:
-    """Some clips as the encoder takes them; ``target`` is the share of each class."""
+    """Some clips as the encoder takes them; ``target`` is the share of each class.
 
-    pixels: Float[Tensor, "clips frames 3 height width"]
+    ``frames`` are pixels, or the tokens of all frames before the first block that learns.
+    """
+
+    frames: Float[Tensor, "clips frames 3 height width"] | Tokens
     times: Float[Tensor, "clips frames"]
     target: Float[Tensor, "clips classes"]
 
@@ -71,9 +76,11 @@ class Tuner:
         top_k: int,
         train: TrainConfig,
         config: TuneConfig,
+        text: TunedLabels | None = None,
     ) -> None:
+        """``labels`` are the class vectors, unless ``text`` has prompts from which they come."""
         self.device = entities.device
-        self.encoder, self.adapter, self.labels = encoder, adapter, labels
+        self.encoder, self.adapter, self.labels, self.text = encoder, adapter, labels, text
         self.matcher = Matcher(entities, top_k)
         self.clip_norm = train.grad_clip
         self.precision = resolve_precision(config.precision, self.device)
@@ -82,22 +89,33 @@ class Tuner:
         rate = config.lr_adapter if config.prompts else config.lr_encoder
         for group in build_optimizer(encoder.tower.module, train).param_groups:
             self.optimizer.add_param_group(group | {"lr": rate})
+        if text:
+            group = {"params": [text.prompts], "lr": config.lr_adapter, "weight_decay": train.weight_decay}
+            self.optimizer.add_param_group(group)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
 
     @property
     def parameters(self) -> dict[str, int]:
         """How many numbers learn, by part."""
-        return {
+        found = {
             "encoder": sum(weight.numel() for weight in self.encoder.learned().values()),
             "adapter": count_parameters(self.adapter),
         }
+        return found | ({"text prompts": self.text.prompts.numel()} if self.text else {})
 
     def logits(self, clips: Clips) -> Float[Tensor, "clips classes"]:
-        """Scores of clips, from pixels; with gradients where they are on."""
-        unknown = torch.full((len(clips.pixels),), -1, device=self.device)
-        with self._autocast():
-            batch = live_batch(self.encoder, self.matcher, clips.pixels, clips.times, unknown)
-            return self.adapter(batch, self.matcher.entities, self.labels).logits.float()
+        """Scores of clips, from pixels or tokens; with gradients where they are on."""
+        unknown = torch.full((len(clips.times),), -1, device=self.device)
+        labels = self.text.vectors if self.text else self.labels
+        with self.autocast():
+            batch = live_batch(self.encoder, self.matcher, clips.frames, clips.times, unknown)
+            return self.adapter(batch, self.matcher.entities, labels).logits.float()
+
+    @torch.no_grad()
+    def tokens(self, pixels: Float[Tensor, "clips frames 3 height width"]) -> Tokens:
+        """What the frozen lower blocks make of all frames: ``Clips.frames`` that give the logits of the pixels."""
+        with self.autocast(), out_of_memory_told():
+            return self.encoder.lower(pixels.flatten(0, 1), self.encoder.frozen_blocks)
 
     def learn(self, clips: Clips, smoothing: float, videos: int) -> dict[str, float]:
         """Add the gradients of some of a step's ``videos``; returns sums over these clips.
@@ -122,6 +140,8 @@ class Tuner:
         """Move all weights by the gradients gathered, at ``factor`` of the peak rates."""
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
+        if self.text:
+            self.text.backward()
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         if all(weight.grad is None for weight in weights):
             return  # not one video of this step could be decoded
@@ -146,16 +166,21 @@ class Tuner:
             name: weight.detach().cpu().contiguous().clone()
             for name, weight in self.encoder.learned().items()
         }
-        return under("encoder", tower) | under("adapter", state_of(self.adapter))
+        text = {TEXT_PROMPTS: self.text.prompts.detach().cpu().clone()} if self.text else {}
+        return under("text", text) | under("encoder", tower) | under("adapter", state_of(self.adapter))
 
     def load_weights(self, held: Mapping[str, Tensor]) -> None:
         """Take weights back."""
         with torch.no_grad():
             for name, weight in self.encoder.learned().items():
                 weight.copy_(held[f"encoder.{name}"])
+            if self.text:
+                self.text.prompts.copy_(held[f"text.{TEXT_PROMPTS}"])
+                self.text.forget()
         self.adapter.load_state_dict(part_of("adapter", held))
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """Half precision for what follows, where the tuning has it."""
         half = HALVES.get(self.precision)
         return torch.autocast(self.device.type, dtype=half, enabled=half is not None)
 
@@ -215,4 +240,3 @@ def load_state(file: Path, tuner: Tuner, key: str) -> Progress:
     if told["scaler"]:
         tuner.scaler.load_state_dict(told["scaler"])
     return Progress(**told["progress"])
-
