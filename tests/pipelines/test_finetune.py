@@ -203,6 +203,16 @@ def test_the_written_model_is_the_one_in_memory(
     assert torch.equal(one.embeddings, other.embeddings) and torch.equal(one.source, other.source)
 
 
+def test_weights_tuned_from_random_ones_are_still_known_as_random(tiny_clip: str, tmp_path: Path) -> None:
+    from corpus_builder.embed import load_text_encoder
+
+    clip, _ = load_clip(tiny_clip)
+    for random in (True, False):
+        info = write_clip(clip, tiny_clip, tmp_path / "clip", random)
+        assert info["random_weights"] is random
+        assert load_text_encoder(f"local-dir:{tmp_path / 'clip'}", device="cpu").info == info
+
+
 @pytest.fixture(scope="module")
 def tuned(miniature: PipelineConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished tuning of the miniature's run, with all of the augmentation."""
@@ -373,3 +383,11 @@ def test_the_benchmark_runs_on_a_cpu(tiny_clip: str) -> None:
         config = TuneConfig(precision="fp32", checkpointing=checkpointing, micro_batch=2, device="cpu")
         row = measure(tiny_clip, 2, 2, 2, config, torch.device("cpu"))
         assert row["clips_per_s"] > 0 and row["peak_gib"] is None and "error" not in row
+
+
+def test_the_benchmark_compares_stored_tokens(miniature: PipelineConfig) -> None:
+    from benchmarks.finetune import measure_stored
+
+    config = TuneConfig(**QUIET, last_blocks=1, cache_tokens="fp16", decode_workers=1)
+    row = measure_stored(inputs_of(miniature.out), config)
+    assert min(row["ratio"], row["storing_s"], row["mb_a_video"]) > 0

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from adapter.dataset import Sample
 from adapter.evaluate import open_all, score
+from adapter.train import seeded
 from aligner.encoder import load_clip
 from corpus_builder.artifact import open_corpus, open_labels
 from corpus_builder.build import build_labels
@@ -44,7 +45,7 @@ def opened(miniature: PipelineConfig, **options: Any) -> Session:
 
 def stepped(session: Session) -> None:
     """One step of the optimiser, in two passes."""
-    with session.feed:
+    with session.feed, seeded(0):
         for clips in next(session.feed.steps(session.data.train.samples, 1, 0)):
             session.tuner.learn(clips, 0.1, 4)
     session.tuner.step(1.0)
