@@ -26,6 +26,7 @@ from adapter.train import seeded
 from aligner.encoder import Tokens
 from pipelines.errors import PipelineError
 from pipelines.feed import ClipFeed, draw_view, one_hot
+from pipelines.ledger import sha256_of
 from pipelines.progress import bar
 from pipelines.tuner import Clips, Tuner, seed_of
 from pipelines.tuning_config import TuneConfig
@@ -80,8 +81,8 @@ class TokenCache:
         self.shards = list(_shards("views", seen))
         for draw in range(1, self.config.cache_draws + 1) if self.config.augment != "none" else ():
             self.shards += _shards(f"draw{draw}", train, draw)
-        videos = [[shard.file, sorted(s.video_id for s in shard.samples)] for shard in self.shards]
-        self.identity["videos"] = seed_of(videos)
+        videos = {shard.file: [sample.video_id for sample in shard.samples] for shard in self.shards}
+        self.identity["videos"] = sha256_of(videos)
         manifest = self.folder / MANIFEST
         if manifest.is_file():
             there = json.loads(manifest.read_text("utf-8"))

@@ -1,5 +1,7 @@
 """Tuning from stored tokens: the same training as from videos, begun where it was stopped, never of other tokens."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,74 +63,83 @@ def test_training_from_tokens_is_training_from_videos(
     assert all(torch.equal(weights[name], stored[name]) for name in weights)
 
 
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_cache, "VIDEOS", 4)
+
+
+@pytest.fixture(scope="module")
+def stored(miniature: PipelineConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, TokenCache]:
+    """A session, and the fp32 tokens of its nine videos in three shards; tests do not change them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_cache, "VIDEOS", 4)
+        session = opened(miniature, **PLAIN, cache_tokens="fp32")
+        cache = cache_of(session, tmp_path_factory.mktemp("tokens"))
+        assert "3 shards, 0.1 MB in" in cache.make_room(1)
+        cache.write(session.feed, lambda: False)
+    return session, cache
+
+
 def test_half_the_bits_change_the_loss_by_less_than_a_hundredth(
-    miniature: PipelineConfig, tmp_path: Path
+    miniature: PipelineConfig, stored: tuple[Session, TokenCache], tmp_path: Path
 ) -> None:
     """What is left are near ties: between tokens that merge, and between entities of a region."""
-    losses = []
-    for store in ("fp16", "fp32"):
-        session = opened(miniature, **PLAIN, cache_tokens=store)
-        session.cache_tokens(tmp_path / store, Stop(), print)
-        losses.append(session.validate()["val_loss"])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-2) and losses[0] != losses[1]
-    half, full = (
-        load_file(tmp_path / store / "tokens" / "views-00000.safetensors") for store in ("fp16", "fp32")
-    )
-    torch.testing.assert_close(half["x"].float(), full["x"], rtol=2**-11, atol=1e-7)
-    assert all(torch.equal(half[name], full[name]) for name in ("sizes", "source", "place", "times"))
+    session, exact = stored
+    full = replace(session, feed=TokenFeed(exact, 3))
+    half = opened(miniature, **PLAIN, cache_tokens="fp16")
+    half.cache_tokens(tmp_path, Stop(), print)
+    losses = [session.validate()["val_loss"] for session in (full, half)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2) and losses[0] != losses[1]
+    rough = load_file(tmp_path / "tokens" / "views-00000.safetensors")
+    whole = load_file(exact.folder / "views-00000.safetensors")
+    torch.testing.assert_close(rough["x"].float(), whole["x"], rtol=2**-11, atol=1e-7)
+    assert all(torch.equal(rough[name], whole[name]) for name in ("sizes", "source", "place", "times"))
 
 
-def test_the_command_leaves_no_tokens_behind_unless_asked(miniature: PipelineConfig, tmp_path: Path) -> None:
+def test_the_command_keeps_tokens_where_it_is_asked_to(miniature: PipelineConfig, tmp_path: Path) -> None:
     options = (
         "--last-blocks 1 --augment none --cache-tokens fp16 --epochs 1 --batch-size 4 --device cpu".split()
     )
-    given = ["finetune", str(miniature.out), *options, "--decode-workers", "1"]
-    for out, more in (("kept", ["--cache-folder", str(tmp_path / "tokens")]), ("gone", [])):
-        result = CliRunner().invoke(app, [*given, *more, "--out", str(tmp_path / out)])
-        assert result.exit_code == 0, result.output
-        assert "tokens before block 2: 1 shards" in result.output
-        assert (tmp_path / out / "runs" / NAME / "manifest.json").is_file()
-        assert not (tmp_path / out / "tuning").exists()
-    assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == [
-        "manifest.json",
-        "views-00000.safetensors",
-    ]
+    place = ["--out", str(tmp_path / "out"), "--cache-folder", str(tmp_path / "tokens")]
+    result = CliRunner().invoke(
+        app, ["finetune", str(miniature.out), *options, "--decode-workers", "1", *place]
+    )
+    assert result.exit_code == 0, result.output
+    assert "tokens before block 2: 3 shards" in result.output
+    assert (tmp_path / "out" / "runs" / NAME / "manifest.json").is_file()
+    assert not (tmp_path / "out" / "tuning").exists()
+    assert len(list((tmp_path / "tokens").glob("views-*.safetensors"))) == 3
 
 
-def test_what_is_stored_takes_what_was_announced(miniature: PipelineConfig, tmp_path: Path) -> None:
-    session = opened(miniature, **PLAIN, cache_tokens="fp16")
-    cache = cache_of(session, tmp_path)
-    assert "MB in" in cache.make_room(1)
-    cache.write(session.feed, lambda: False)
-    stored = load_file(tmp_path / "views-00000.safetensors")
-    times = stored.pop("times")
-    assert cache.bytes(1) == sum(value.numel() * value.element_size() for value in stored.values())
-    assert times.shape == (9, 4) and stored["x"].shape == (9, 4, 17 - 3, 32)
-    assert torch.equal(stored["sizes"][..., 1:].sum(-1), torch.full((9, 4), 16, dtype=torch.int64))
+def test_what_is_stored_takes_what_was_announced(stored: tuple[Session, TokenCache]) -> None:
+    _, cache = stored
+    shards = [load_file(cache.folder / shard.file) for shard in cache.shards]
+    times = [shard.pop("times") for shard in shards]
+    assert [len(part) for part in times] == [4, 4, 1] and times[0].shape == (4, 4)
+    tensors = [value for shard in shards for value in shard.values()]
+    assert cache.bytes(1) == sum(value.numel() * value.element_size() for value in tensors)
+    assert shards[0]["x"].shape == (4, 4, 17 - 3, 32)
+    patches = shards[0]["sizes"][..., 1:].sum(-1)
+    assert torch.equal(patches, torch.full_like(patches, 16))
 
 
-def test_a_writing_that_was_stopped_goes_on(
-    miniature: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(token_cache, "VIDEOS", 4)
-    session = opened(miniature, **PLAIN, cache_tokens="fp32")
-    whole, broken = (cache_of(session, tmp_path / name) for name in ("whole", "broken"))
-    for cache in (whole, broken):
-        cache.make_room(1)
-    whole.write(session.feed, lambda: False)
-    passes = iter(range(100))
-    broken.write(session.feed, lambda: next(passes) == 2)
+def test_a_writing_that_was_stopped_goes_on(stored: tuple[Session, TokenCache], tmp_path: Path) -> None:
+    session, whole = stored
+    broken = cache_of(session, tmp_path)
+    broken.make_room(1)
+    passes, feed = iter(range(100)), session.feed
+    broken.write(feed, lambda: next(passes) == 2)
     assert [shard.file for shard in broken.missing()] == [
         "views-00001.safetensors",
         "views-00002.safetensors",
     ]
-    first = (tmp_path / "broken" / "views-00000.safetensors").stat().st_mtime_ns
-    broken.write(session.feed, lambda: False)
-    assert (tmp_path / "broken" / "views-00000.safetensors").stat().st_mtime_ns == first
-    files = sorted(path.name for path in (tmp_path / "whole").iterdir())
-    assert files == sorted(path.name for path in (tmp_path / "broken").iterdir()) and len(files) == 4
+    first = (tmp_path / "views-00000.safetensors").stat().st_mtime_ns
+    broken.write(feed, lambda: False)
+    assert (tmp_path / "views-00000.safetensors").stat().st_mtime_ns == first
+    files = sorted(path.name for path in whole.folder.iterdir())
+    assert files == sorted(path.name for path in tmp_path.iterdir()) and len(files) == 4
     for name in files:
-        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (whole.folder / name).read_bytes()
 
 
 def test_a_stop_while_tokens_are_written_ends_the_tuning(miniature: PipelineConfig, tmp_path: Path) -> None:
@@ -136,25 +147,28 @@ def test_a_stop_while_tokens_are_written_ends_the_tuning(miniature: PipelineConf
     stop.ask()
     session.cache_tokens(tmp_path, stop, said.append)
     assert not isinstance(session.feed, TokenFeed) and len(said) == 1
-    assert session.train(tmp_path, stop, said.append).history == []
+    assert not list((tmp_path / "tokens").glob("*.safetensors"))
 
 
 def test_videos_without_frames_are_left_out(miniature: PipelineConfig, tmp_path: Path) -> None:
+    """Of a shard's videos, and of a shard with no other."""
     session = opened(miniature, **PLAIN, cache_tokens="fp32")
-    lost = session.data.train.samples[0]
-    session.feed.paths[lost.video_id] = tmp_path / "lost.mp4"
-    cache = cache_of(session, tmp_path)
+    lost = [session.data.train.samples[0], max(session.data.train.samples, key=lambda s: s.video_id)]
+    for sample in lost:
+        session.feed.paths[sample.video_id] = tmp_path / "lost.mp4"
+    cache = TokenCache(tmp_path, session.tuner, session.config, session.alignments.frames, {})
+    cache.plan(session.data.train.samples, [])
     cache.make_room(1)
     cache.write(session.feed, lambda: False)
-    feed = TokenFeed(cache, 3)
-    steps = feed.steps(session.data.train.samples, 1, 0)
-    assert sum(len(clips.times) for passes in steps for clips in passes) == len(session.data.train) - 1
-    assert cache.views(lost.video_id) == 0
+    steps = TokenFeed(cache, 3).steps(session.data.train.samples, 1, 0)
+    assert sum(len(clips.times) for passes in steps for clips in passes) == len(session.data.train) - 2
+    assert [cache.views(sample.video_id) for sample in lost] == [0, 0]
 
 
-def test_other_or_damaged_tokens_are_refused(miniature: PipelineConfig, tmp_path: Path) -> None:
-    cache = cache_of(opened(miniature, **PLAIN, cache_tokens="fp32"), tmp_path)
-    cache.make_room(1)
+def test_other_or_damaged_tokens_are_refused(
+    miniature: PipelineConfig, stored: tuple[Session, TokenCache], tmp_path: Path
+) -> None:
+    shutil.copytree(stored[1].folder, tmp_path, dirs_exist_ok=True)
     for options in (
         {"cache_tokens": "fp16"},
         {"last_blocks": 2},
@@ -164,7 +178,8 @@ def test_other_or_damaged_tokens_are_refused(miniature: PipelineConfig, tmp_path
         other = opened(miniature, **PLAIN | {"cache_tokens": "fp32"} | options)
         with pytest.raises(PipelineError, match="tokens of another tuning: .*there, .*--cache-folder"):
             cache_of(other, tmp_path)
-    cache_of(opened(miniature, **PLAIN, cache_tokens="fp32", lr_encoder=1e-4), tmp_path)
+    cache = cache_of(opened(miniature, **PLAIN, cache_tokens="fp32", lr_encoder=1e-4), tmp_path)
+    assert not cache.missing()
     (tmp_path / "views-00000.safetensors").write_bytes(b"damaged")
     with pytest.raises(PipelineError, match="delete it"):
         TokenFeed(cache, 3)

@@ -21,7 +21,7 @@ from pipelines.cli import app
 from pipelines.config import PipelineConfig, load_config
 from pipelines.finetune import NAME, Session, finetune, inputs_of
 from pipelines.tuned_labels import TunedLabels
-from pipelines.tuner import Progress, load_state, save_state
+from pipelines.tuner import Clips, Progress, load_state, save_state
 from pipelines.tuning_config import TuneConfig
 from pipelines.workflow import run_pipeline
 
@@ -43,20 +43,28 @@ def opened(miniature: PipelineConfig, **options: Any) -> Session:
     return Session.open(inputs_of(miniature.out), TuneConfig(**BOTH | options), {})
 
 
-def stepped(session: Session) -> None:
-    """One step of the optimiser, in two passes."""
-    with session.feed, seeded(0):
-        for clips in next(session.feed.steps(session.data.train.samples, 1, 0)):
+@pytest.fixture(scope="module")
+def passes(miniature: PipelineConfig) -> list[Clips]:
+    """Four clips in two passes: a step."""
+    session = opened(miniature)
+    with session.feed:
+        return list(next(session.feed.steps(session.data.train.samples, 1, 0)))
+
+
+def stepped(session: Session, passes: list[Clips]) -> None:
+    """One step of the optimiser."""
+    with seeded(0):
+        for clips in passes:
             session.tuner.learn(clips, 0.1, 4)
     session.tuner.step(1.0)
 
 
-def test_only_prompts_and_adapter_change(miniature: PipelineConfig) -> None:
+def test_only_prompts_and_adapter_change(miniature: PipelineConfig, passes: list[Clips]) -> None:
     session = opened(miniature)
     assert session.tuner.text is not None
     before = {name: value.clone() for name, value in session.clip.state_dict().items()}
     vectors = session.tuner.text.vectors.detach().clone()
-    stepped(session)
+    stepped(session, passes)
     after = session.clip.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"visual.prompts", "text_prompts"}
@@ -65,7 +73,9 @@ def test_only_prompts_and_adapter_change(miniature: PipelineConfig) -> None:
     assert not torch.allclose(vectors, session.tuner.text.vectors, atol=1e-4)
 
 
-def test_the_gradient_of_a_steps_passes_is_that_of_the_whole(miniature: PipelineConfig) -> None:
+def test_the_gradient_of_a_steps_passes_is_that_of_the_whole(
+    miniature: PipelineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The reference keeps the text tower's graph and goes through it at once."""
     text = opened(miniature).tuner.text
     assert text is not None
@@ -91,16 +101,18 @@ def test_no_prompts_are_the_labels_as_they_were(miniature: PipelineConfig) -> No
     assert opened(miniature, text_prompts=0).tuner.text is None
 
 
-def test_a_state_gives_the_prompts_and_their_moments_back(miniature: PipelineConfig, tmp_path: Path) -> None:
+def test_a_state_gives_the_prompts_and_their_moments_back(
+    miniature: PipelineConfig, passes: list[Clips], tmp_path: Path
+) -> None:
     first, second = opened(miniature), opened(miniature)
-    stepped(first)
+    stepped(first, passes)
     save_state(tmp_path / "state", first.tuner, Progress(), "key")
     assert first.tuner.text is not None and second.tuner.text is not None
     assert not torch.equal(first.tuner.text.vectors, second.tuner.text.vectors)
     load_state(tmp_path / "state", second.tuner, "key")
     assert torch.equal(first.tuner.text.vectors, second.tuner.text.vectors)
     for session in (first, second):
-        stepped(session)
+        stepped(session, passes)
     assert torch.equal(first.tuner.text.prompts, second.tuner.text.prompts)
 
 
