@@ -151,18 +151,20 @@ def test_a_stop_while_tokens_are_written_ends_the_tuning(miniature: PipelineConf
 
 
 def test_videos_without_frames_are_left_out(miniature: PipelineConfig, tmp_path: Path) -> None:
-    """Of a shard's videos, and of a shard with no other."""
+    """One of a full shard, and the only one of the last."""
     session = opened(miniature, **PLAIN, cache_tokens="fp32")
-    lost = [session.data.train.samples[0], max(session.data.train.samples, key=lambda s: s.video_id)]
+    samples = sorted(session.data.train.samples, key=lambda sample: sample.video_id)[:5]
+    lost = [samples[0], samples[4]]
     for sample in lost:
         session.feed.paths[sample.video_id] = tmp_path / "lost.mp4"
     cache = TokenCache(tmp_path, session.tuner, session.config, session.alignments.frames, {})
-    cache.plan(session.data.train.samples, [])
+    cache.plan(samples, [])
     cache.make_room(1)
     cache.write(session.feed, lambda: False)
-    steps = TokenFeed(cache, 3).steps(session.data.train.samples, 1, 0)
-    assert sum(len(clips.times) for passes in steps for clips in passes) == len(session.data.train) - 2
-    assert [cache.views(sample.video_id) for sample in lost] == [0, 0]
+    assert cache.missing() == []
+    steps = TokenFeed(cache, 3).steps(samples, 1, 0)
+    assert sum(len(clips.times) for passes in steps for clips in passes) == 3
+    assert [cache.views(sample.video_id) for sample in samples] == [0, 1, 1, 1, 0]
 
 
 def test_other_or_damaged_tokens_are_refused(
