@@ -6,7 +6,7 @@ renamed into place is there as a whole or not at all.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.optim import Optimizer
 
 from adapter.artifact import (
     MANIFEST,
@@ -124,6 +125,37 @@ def remove_states(out: Path) -> None:
     assert (out / MANIFEST).is_file()
     for file in (*saved_states(out), *out.glob("best-*.safetensors")):
         file.unlink(missing_ok=True)
+
+
+def under(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the name of the part of a state that they are."""
+    return {f"{part}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def part_of(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What ``under`` put there."""
+    start = f"{part}."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def moments(optimizer: Optimizer) -> dict[str, Tensor]:
+    """What an optimiser remembers of every weight, as tensors ``NUMBER.NAME`` on the CPU."""
+    held = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": value.detach().cpu() for i, kept in held.items() for name, value in kept.items()}
+
+
+def set_moments(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], rates: Sequence[float] | None = None
+) -> None:
+    """Give an optimiser what ``moments`` returned and, unless they are as they are, the groups' learning rates."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        i, _, moment = name.partition(".")
+        state.setdefault(int(i), {})[moment] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    if rates is not None:
+        groups = [{**group, "lr": rate} for group, rate in zip(groups, rates, strict=True)]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def generators(ranks: Ranks) -> dict[str, Tensor]:

@@ -49,9 +49,13 @@ from adapter.state import (
     begin,
     generators,
     load_state,
+    moments,
+    part_of,
     remove_states,
     save_state,
     set_generators,
+    set_moments,
+    under,
 )
 from adapter.tracking import TRACKERS, Tracker
 
@@ -351,11 +355,9 @@ class Training:
         """Write the state; with ``stop`` raise ``TrainingStopped`` afterwards."""
         tensors = generators(self.ranks)
         if self.ranks.leads:
-            tensors |= {f"model.{name}": tensor for name, tensor in state_of(self.model).items()}
-            for i, moments in self.optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{i}.{name}": value.cpu() for name, value in moments.items()}
+            tensors |= under("model", state_of(self.model)) | under("optimizer", moments(self.optimizer))
             if self.average:
-                tensors |= {f"average.{name}": value.cpu() for name, value in self.average.weights.items()}
+                tensors |= under("average", {name: w.cpu() for name, w in self.average.weights.items()})
             schedule = {**self.schedule.state_dict(), "lr_lambdas": [None] * len(self.optimizer.param_groups)}
             note = {"identity": self.identity, "schedule": schedule}
             save_state(self.out, tensors, self.position, note, self.config.keep_states)
@@ -371,11 +373,11 @@ class Training:
         tensors, note = load_state(path, self.ranks.device)
         try:
             self.position = Position(**note["position"])
-            self.model.load_state_dict(_named(tensors, "model."))
+            self.model.load_state_dict(part_of("model", tensors))
             if self.average:
-                self.average.weights = _named(tensors, "average.")
+                self.average.weights = part_of("average", tensors)
             self.schedule.load_state_dict(note["schedule"])
-            self._restore_optimizer(_named(tensors, "optimizer."), note["schedule"]["_last_lr"])
+            set_moments(self.optimizer, part_of("optimizer", tensors), note["schedule"]["_last_lr"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise AdapterError(
                 f"{path} does not fit this model ({str(error).splitlines()[0]}); delete it to go on from the state "
@@ -384,15 +386,6 @@ class Training:
         set_generators(tensors, self.ranks, self.config.seed + self.position.total_steps)
         if self.ranks.leads:
             write_lines(self.out / artifact.METRICS, self.position.history)
-
-    def _restore_optimizer(self, tensors: dict[str, Tensor], rates: list[float]) -> None:
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            i, _, moment = name.partition(".")
-            moments.setdefault(int(i), {})[moment] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        changed = [{**group, "lr": rate} for group, rate in zip(groups, rates, strict=True)]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": changed})
 
     def _backward(self, batch: Batch, videos: int, sums: dict[str, float]) -> None:
         config, n = self.config, len(batch.label)
@@ -616,10 +609,6 @@ def _identity(settings: Settings, inputs: dict[str, str]) -> dict[str, Any]:
     # The order of videos depends on whether they fit in memory.
     config = {**_config_that_matters(settings), "cache_gb": settings.train.cache_gb}
     return {**config, **{f"inputs.{name}": fingerprint for name, fingerprint in inputs.items()}}
-
-
-def _named(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:
-    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
 def _tracker(settings: Settings, out: Path, training: Training) -> Tracker:

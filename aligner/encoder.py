@@ -8,6 +8,7 @@ Notation used for tensor shapes: frames f, tokens t, heads h, channels of a head
 """
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -40,6 +41,10 @@ from aligner.towers import Heads, Tower, tower_of
 Keys = Float[Tensor, "frames heads keys channels"]
 # Attribute of an image tower, and file beside a model's weights, that hold prompts (`alt finetune --prompts`).
 PROMPTS = "prompts"
+# The text tower's, which only corpus-builder uses: to the aligner they are a part of the model's identity.
+TEXT_PROMPTS = "text_prompts"
+# Entry of a model folder's open_clip_config.json, which open_clip does not read.
+RANDOM_WEIGHTS = "random_weights"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -149,9 +154,19 @@ class ClipRegionEncoder:
 
     def encode(self, pixels: Float[Tensor, "frames 3 height width"]) -> EncodedFrames:
         """The same with gradients, for those who train the tower."""
+        return self.upper(self.lower(pixels, 0), 0)
+
+    def lower(self, pixels: Float[Tensor, "frames 3 height width"], blocks: int) -> Tokens:
+        """Tokens after the embedding and the first ``blocks`` blocks; ``upper(lower(x, n), n)`` is ``encode(x)``."""
         tokens = self._embed(pixels)
+        for layer in range(blocks):
+            tokens = self._block(tokens, layer)
+        return tokens
+
+    def upper(self, tokens: Tokens, blocks: int) -> EncodedFrames:
+        """What the other blocks and the head make of tokens that have passed ``blocks`` blocks (not all of them)."""
         last = len(self.tower.blocks) - 1
-        for layer in range(last):
+        for layer in range(blocks, last):
             tokens = self._block(tokens, layer)
         frame = self._block(tokens, last)
         # The frame stays what the model makes of it: only the regions take the other way through the last block.
@@ -292,14 +307,15 @@ def load_clip(model: str, pretrained: str | None = None) -> tuple[nn.Module, dic
     schema = model.partition(":")[0] if model.startswith(("hf-hub:", "local-dir:")) else None
     weights = _checked_weights(model, pretrained, schema)
     clip = _create(model, weights) if weights is not None or schema else _create_random(model)
-    if schema == "local-dir":
-        _attach_prompts(clip, Path(model.partition(":")[2]) / f"{PROMPTS}.safetensors")
+    folder = Path(model.partition(":")[2]) if schema == "local-dir" else None
+    if folder:
+        _attach_prompts(clip, folder / f"{PROMPTS}.safetensors")
     info = {
-        "name": f"local-dir:{Path(model.partition(':')[2]).name}" if schema == "local-dir" else model,
+        "name": f"local-dir:{folder.name}" if folder else model,
         "pretrained": _weights_name(pretrained),
         "weights_sha256": weights_sha256(clip),
         "embed_dim": tower_of(clip).dim,
-        "random_weights": pretrained == "none",
+        "random_weights": pretrained == "none" or (folder is not None and _tuned_from_random(folder)),
     }
     return clip.eval(), info
 
@@ -354,9 +370,16 @@ def _check_folder(folder: Path) -> None:
 
 
 def _attach_prompts(clip: nn.Module, file: Path) -> None:
-    """Learned prompts become part of the image tower, and so of the model's identity."""
-    if file.is_file():
-        setattr(_visual(clip), PROMPTS, nn.Parameter(load_file(file)[PROMPTS], requires_grad=False))
+    """Learned prompts become part of the model, and so of its identity."""
+    held = load_file(file) if file.is_file() else {}
+    for name, owner in ((PROMPTS, _visual(clip)), (TEXT_PROMPTS, clip)):
+        if name in held:
+            setattr(owner, name, nn.Parameter(held[name], requires_grad=False))
+
+
+def _tuned_from_random(folder: Path) -> bool:
+    """Whether the weights come of random ones, as `alt finetune` notes; no other folder says so."""
+    return bool(json.loads((folder / "open_clip_config.json").read_text("utf-8")).get(RANDOM_WEIGHTS))
 
 
 def published_preprocessing(model: str) -> dict[str, Any]:

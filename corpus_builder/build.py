@@ -347,7 +347,7 @@ def build_labels(
     choose_device(device, precision)
     clock = _Clock()
     say(f"loading {model}")
-    encoder = load_text_encoder(model, pretrained, device, precision)
+    encoder = load_text_encoder(model, pretrained, device, precision, prompted=True)
     clock.lap("load model")
     say(f"embedding {len(labels)} labels in {len(chosen)} templates")
     names = [label.name for label in labels]

@@ -6,6 +6,7 @@ the alignments made with them can be told to come from one model.
 
 import hashlib
 import itertools
+import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +29,9 @@ BATCH = {"cpu": 8, "cuda": 256}
 STEP = 4
 """Lengths are rounded up to a multiple of so many tokens: few kinds of batches, little padding."""
 SEED = 0
+CONFIG = "open_clip_config.json"
 PROMPTS = "prompts.safetensors"
+"""Beside a model's weights: what `alt finetune` learned of tokens in the blocks of both towers."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -57,12 +60,14 @@ class OpenClip:
         info: dict[str, Any],
         device: str = "cpu",
         precision: str = "fp32",
+        prompts: Float[Tensor, "blocks prompts width"] | None = None,
     ) -> None:
         self._model = model.eval().to(device)
         self._tokenizer = tokenizer
         self._device = device
         self._kind = device.partition(":")[0]
         self._precision = precision
+        self._prompts = prompts
         self.info = info
 
     @torch.inference_mode()
@@ -93,7 +98,7 @@ class OpenClip:
         filled = torch.cat([tokens, tokens[:1].expand(missing, -1)]).to(self._device)
         half = DTYPES.get(self._precision)
         with torch.autocast(self._kind, half, enabled=half is not None):
-            features = text_features(self._model, filled, length)
+            features = text_features(self._model, filled, length, self._prompts)
         return torch.nn.functional.normalize(features.float(), dim=-1)[: len(tokens)].cpu().numpy()
 
     @torch.inference_mode()
@@ -144,9 +149,16 @@ def lengths_of(model: Any, tokens: Int[Tensor, "texts context"]) -> list[int]:
 
 
 def text_features(
-    model: Any, tokens: Int[Tensor, "texts context"], length: int
+    model: Any,
+    tokens: Int[Tensor, "texts context"],
+    length: int,
+    prompts: Float[Tensor, "blocks prompts width"] | None = None,
 ) -> Float[Tensor, "texts dim"]:
     """``model.encode_text`` up to length, on the first ``length`` tokens (see :func:`lengths_of`)."""
+    if prompts is not None:
+        from corpus_builder.prompted import prompted_features
+
+        return prompted_features(model, tokens[:, :length], prompts)
     if length == tokens.shape[1]:
         return model.encode_text(tokens)
     short = {
@@ -158,7 +170,12 @@ def text_features(
 
 
 def load_text_encoder(
-    name: str, pretrained: str | None = None, device: str = "auto", precision: str = "fp32"
+    name: str,
+    pretrained: str | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    *,
+    prompted: bool = False,
 ) -> OpenClip:
     """Load an open_clip model; its image tower comes with it.
 
@@ -167,6 +184,8 @@ def load_text_encoder(
         pretrained: a tag or a weights file; ``none`` for seeded random weights; to be left out with a schema.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for whichever there is.
         precision: ``fp32``, or on a GPU ``bf16`` or ``fp16`` (autocast).
+        prompted: whether texts go through the text tower with its learned prompts, if the model has any: they were
+            learned for class names, and all other texts do without.
 
     Raises:
         CorpusError: unknown name or tag, no such device, half precision without a GPU, weights missing or not to
@@ -187,9 +206,10 @@ def load_text_encoder(
         "pretrained": Path(pretrained).name if pretrained and Path(pretrained).is_file() else pretrained,
         "weights_sha256": weights_sha256(model),
         "embed_dim": _embed_dim(model, tokenizer),
-        "random_weights": pretrained == "none",
+        "random_weights": pretrained == "none" or _tuned_from_random(name),
     }
-    return OpenClip(model, tokenizer, info, chosen, precision)
+    prompts = getattr(model, "text_prompts", None) if prompted else None
+    return OpenClip(model, tokenizer, info, chosen, precision, prompts)
 
 
 def choose_device(device: str, precision: str = "fp32") -> str:
@@ -273,7 +293,7 @@ def _check_schema(name: str, pretrained: str | None) -> None:
     if not name.startswith("local-dir:"):
         return
     folder = Path(name.removeprefix("local-dir:"))
-    for file in ("open_clip_config.json", "open_clip_model.safetensors"):
+    for file in (CONFIG, "open_clip_model.safetensors"):
         if not (folder / file).is_file():
             raise CorpusError(
                 f"--model local-dir: '{folder}' holds no {file}; it takes a folder with open_clip_config.json"
@@ -306,11 +326,23 @@ def _create(name: str, pretrained: str | None) -> Any:
 
 
 def _attach_prompts(model: Any, file: Path) -> None:
-    """Prompts of the image tower that `alt finetune` learned belong to the model's identity, as in the aligner."""
-    if file.is_file():
-        from safetensors.torch import load_file
+    """Prompts that `alt finetune` learned belong to the model's identity, as in the aligner."""
+    if not file.is_file():
+        return
+    from safetensors.torch import load_file
 
-        model.visual.prompts = torch.nn.Parameter(load_file(file)["prompts"], requires_grad=False)
+    held = load_file(file)
+    for name, owner in (("prompts", model.visual), ("text_prompts", model)):
+        if name in held:
+            setattr(owner, name, torch.nn.Parameter(held[name], requires_grad=False))
+
+
+def _tuned_from_random(name: str) -> bool:
+    """Whether the weights in a folder come of random ones, as `alt finetune` notes there; no other model says so."""
+    if not name.startswith("local-dir:"):
+        return False
+    config = Path(name.removeprefix("local-dir:")) / CONFIG
+    return bool(json.loads(config.read_text(encoding="utf-8")).get("random_weights"))
 
 
 def _why(name: str, pretrained: str | None, error: Exception) -> str:

@@ -49,10 +49,9 @@ class ClipAugment:
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
 
     def __call__(
-        self, views: UInt8[Tensor, "views frames height width 3"]
+        self, frames: UInt8[Tensor, "frames height width 3"]
     ) -> Float[Tensor, "frames 3 rows columns"]:
-        """One of the views (crops along the longer side), drawn too, as the encoder takes it."""
-        frames = views[int(torch.randint(len(views), ()))]
+        """The clip as the encoder takes it."""
         if self.augmented:
             frames = self.draws(frames.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return normalise(frames, self.mean.to(frames.device), self.std.to(frames.device))

@@ -35,6 +35,23 @@ def finetune_cli(
         int,
         typer.Option(help="Learn N tokens in every block of the image tower, and leave the tower frozen."),
     ] = _D.prompts,
+    text_prompts: Annotated[
+        int, typer.Option(help="Learn N tokens in every block of the text tower, for class names.")
+    ] = _D.text_prompts,
+    cache_tokens: Annotated[
+        str,
+        typer.Option(
+            help="fp16 or fp32: with --last-blocks, keep the tokens before these blocks and train from them."
+        ),
+    ] = _D.cache_tokens,
+    cache_draws: Annotated[
+        int, typer.Option(help="Augmented draws of each video to keep the tokens of.")
+    ] = _D.cache_draws,
+    cache_folder: Annotated[
+        Path | None,
+        typer.Option(help="Folder for these tokens, to be used again; default: in --out, until the end."),
+    ] = None,
+    cache_gb: Annotated[float, typer.Option(help="GB that these tokens may take.")] = _D.cache_gb,
     lr_encoder: Annotated[float, typer.Option(help="Peak learning rate of the image tower.")] = _D.lr_encoder,
     lr_adapter: Annotated[
         float, typer.Option(help="Peak learning rate of adapter and prompts.")
@@ -90,6 +107,11 @@ def finetune_cli(
         config = TuneConfig(
             last_blocks=last_blocks,
             prompts=prompts,
+            text_prompts=text_prompts,
+            cache_tokens=cache_tokens,
+            cache_draws=cache_draws,
+            cache_folder=cache_folder,
+            cache_gb=cache_gb,
             lr_encoder=lr_encoder,
             lr_adapter=lr_adapter,
             epochs=epochs,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from adapter.dataset import Sample
@@ -38,18 +39,20 @@ class ClipFeed:
         self.classes, self.config, self.device = classes, config, device
         look = settings["image_size"], settings["mean"], settings["std"]
         self.augment = ClipAugment(*look, config)
-        self.plain = ClipAugment(*look, replace(config, augment="none"))
+        self.plain = ClipAugment(*look, replace(config, augment="none", cache_tokens="none"))
         self.mixing = Mixing(classes, config)
         self.cutter = Cutter.of(settings)
 
     def __enter__(self) -> "ClipFeed":
         self.stack = ExitStack()
-        cutters = self._training_cutter(), self.cutter
-        count, seconds = self.config.decode_workers, self.config.video_seconds
-        self.training, self.scoring = (
-            self.stack.enter_context(Decoders(count, cutter, seconds)) for cutter in cutters
-        )
+        self.scoring = self._decoders(self.cutter)
+        cutter = self._training_cutter()
+        self.training = self.scoring if cutter == self.cutter else self._decoders(cutter)
         return self
+
+    def _decoders(self, cutter: Cutter) -> Decoders:
+        decoders = Decoders(self.config.decode_workers, cutter, self.config.video_seconds)
+        return self.stack.enter_context(decoders)
 
     def __exit__(self, *_: object) -> None:
         self.stack.close()
@@ -86,30 +89,43 @@ class ClipFeed:
                 yield self._mixed(good, epoch)
 
     def _mixed(self, found: Sequence[tuple[Sample, Clip]], epoch: int) -> Clips:
+        pixels, times = self._drawn(found, epoch)
+        with seeded(seed_of(self.config.seed, epoch, [sample.video_id for sample, _ in found])):
+            label = torch.tensor([sample.label for sample, _ in found], device=self.device)
+            mixed, target = self.mixing(pixels, label)
+        return Clips(mixed, times, target)
+
+    def _drawn(self, found: Sequence[tuple[Sample, Clip]], epoch: int) -> tuple[Tensor, Tensor]:
+        """Pixels and times of one view of each video, drawn (among crops, too) and augmented as the epoch has it."""
         pixels, times = [], []
         for sample, clip in found:
             with seeded(seed_of(self.config.seed, epoch, sample.video_id)):
-                pixels.append(self.augment(self._by_view(clip)))
-            times.append(clip.times_s[: self.sampling.frames])
-        with seeded(seed_of(self.config.seed, epoch, [sample.video_id for sample, _ in found])):
-            label = torch.tensor([sample.label for sample, _ in found], device=self.device)
-            mixed, target = self.mixing(torch.stack(pixels), label)
-        return Clips(mixed, self._times(times), target)
+                view = draw_view(clip.views)
+                pixels.append(self.augment(self._by_view(clip)[view]))
+            times.append(clip.times_s.reshape(clip.views, -1)[view])
+        return torch.stack(pixels), self._times(times)
+
+    def drawn(self, samples: Sequence[Sample], epoch: int) -> Iterator[tuple[tuple[Sample, ...], Clips]]:
+        """Some videos at a time as training sees them in an epoch, but not mixed; without those that have no frames."""
+        arriving = self._decoded(self.training, samples, self._training_sampling(epoch))
+        good = ((sample, clip) for sample, clip in arriving if isinstance(clip, Clip))
+        while found := list(islice(good, self.config.micro_batch)):
+            part = tuple(sample for sample, _ in found)
+            yield part, Clips(*self._drawn(found, epoch), self._target(part))
 
     def scored(self, samples: Sequence[Sample]) -> Iterator[tuple[tuple[Sample, ...], list[Clips]]]:
         """Some videos at a time with all their views, as the aligner sees them; those without frames are left out."""
         arriving = self._decoded(self.scoring, samples, self.sampling)
         good = ((sample, clip) for sample, clip in arriving if isinstance(clip, Clip))
         while found := list(islice(good, self.config.micro_batch)):
-            label = torch.tensor([sample.label for sample, _ in found], device=self.device)
-            target = torch.nn.functional.one_hot(label.clamp_min(0), self.classes).float()
+            target = self._target([sample for sample, _ in found])
             views = [self._by_view(clip) for _, clip in found]
             times = [clip.times_s.reshape(clip.views, -1) for _, clip in found]
             yield (
                 tuple(sample for sample, _ in found),
                 [
                     Clips(
-                        torch.stack([self.plain(video[view : view + 1]) for video in views]),
+                        torch.stack([self.plain(video[view]) for video in views]),
                         self._times([video[view] for video in times]),
                         target,
                     )
@@ -125,9 +141,25 @@ class ClipFeed:
         for sample, future in decoders.ahead(asked, sampling, depth, lambda sample: sample.video_id):
             yield sample, future.result()
 
+    def _target(self, samples: Sequence[Sample]) -> Tensor:
+        return one_hot(samples, self.classes, self.device)
+
     def _by_view(self, clip: Clip) -> Tensor:
         crops = torch.from_numpy(np.array(clip.crops)).to(self.device)
         return crops.unflatten(0, (clip.views, self.sampling.frames))
 
     def _times(self, times: Sequence[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(times)).float().to(self.device)
+
+
+def draw_view(views: int) -> int:
+    """One of the views of a video, for training without a draw of its own."""
+    return int(torch.randint(views, ()))
+
+
+def one_hot(
+    samples: Sequence[Sample], classes: int, device: torch.device
+) -> Float[Tensor, "samples classes"]:
+    """All of each sample's share to its class; to the first where it has none."""
+    label = torch.tensor([sample.label for sample in samples], device=device)
+    return torch.nn.functional.one_hot(label.clamp_min(0), classes).float()

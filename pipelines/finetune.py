@@ -2,8 +2,8 @@
 
 What comes of it is a folder like that of ``alt run``: ``clip`` (the tuned model, an open_clip ``local-dir:``),
 ``corpus`` and ``labels`` in its name, ``runs/finetuned`` (an ordinary run of the adapter), ``pipeline.yaml``.
-Only the image tower learns. The text tower is the same, and so is every embedding that it made: corpus and labels are
-carried over with their vectors, and say so in their manifests.
+The text tower's weights never change, and so do the embeddings that it made: corpus and labels are carried over with
+their vectors, and say so in their manifests. Only where it has prompts that learn, the labels are embedded anew.
 """
 
 import json
@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import yaml
+from open_clip import get_tokenizer
 from safetensors.torch import load_file
 from torch import nn
 
@@ -37,19 +38,23 @@ from aligner.engine import Stop
 from aligner.plan import FRAME_RATE, make_plan
 from aligner.run import stop_signals
 from corpus_builder import artifact as corpora
+from corpus_builder.embed import embed_labels, load_text_encoder
+from corpus_builder.tables import with_embeddings
 from pipelines.config import PipelineConfig, check_config
 from pipelines.errors import PipelineError
 from pipelines.feed import ClipFeed
 from pipelines.ledger import Ledger, sha256_of, write_text
 from pipelines.predict import find_pipeline, find_source
+from pipelines.token_cache import TokenCache, TokenFeed
 from pipelines.tuned_encoder import TunedEncoder, write_clip
+from pipelines.tuned_labels import TunedLabels, label_tokens, new_text_prompts
 from pipelines.tuner import Progress, Tuner, load_state, save_state, seed_of
 from pipelines.tuning_config import TuneConfig
 from pipelines.workflow import OWN, Layout, Say, refuse_foreign, steps
 
 NAME = "finetuned"
 STATE_FOLDER = "tuning"
-STATE, BEST = "state.safetensors", "best.safetensors"
+STATE, BEST, TOKENS = "state.safetensors", "best.safetensors", "tokens"
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,8 @@ def finetune(
     )
     report = TuneReport(out, session.tuner.parameters, session.data.counts)
     with stop_signals(0.0) as stop:
+        if config.cached:
+            session.cache_tokens(out / STATE_FOLDER, stop, say)
         progress = session.train(out / STATE_FOLDER, stop, say)
     report.history, report.best, report.stopped = progress.history, progress.best, stop.asked
     if not report.stopped:
@@ -174,7 +181,7 @@ class Session:
     data: TrainData
     clip: nn.Module
     tuner: Tuner
-    feed: ClipFeed
+    feed: ClipFeed | TokenFeed
 
     @classmethod
     def open(cls, inputs: Inputs, config: TuneConfig, adapter_options: dict[str, Any]) -> "Session":
@@ -183,6 +190,7 @@ class Session:
         alignments = open_alignments(inputs.alignments)
         labels = open_labels(inputs.labels, alignments.model)
         clip, info = load_clip(inputs.model, inputs.pretrained)
+        clip.requires_grad_(False)
         needs = f"alignments {inputs.alignments.name}"
         check_same_model(
             info, alignments.model, f"model {inputs.model} is", needs, "with the model of the alignments"
@@ -193,6 +201,7 @@ class Session:
         with seeded(config.seed):
             adapter = start_adapter(inputs.run, settings, alignments, data.labels, device)
             encoder = TunedEncoder(clip, cached["merge"], cached.get("dense", "none"), config, device)
+            text = tuned_labels(clip, inputs, data.labels, config, device) if config.text_prompts else None
         tuner = Tuner(
             encoder,
             adapter,
@@ -201,6 +210,7 @@ class Session:
             cached["top_k"],
             settings.train,
             config,
+            text,
         )
         plan = make_plan(
             inputs.videos,
@@ -233,6 +243,21 @@ class Session:
             k: v for k, v in self.settings.flat().items() if k not in ("cache_gb", "device", "threads")
         }
         return sha256_of([self.config.decides(), options, inputs])
+
+    def cache_tokens(self, folder: Path, stop: Stop, say: Say) -> None:
+        """Store what the frozen lower blocks make of all videos, as far as it is not there, and train from it."""
+        assert isinstance(self.feed, ClipFeed)
+        origin = {
+            "alignments": self.alignments.fingerprint,
+            "weights": self.alignments.model["weights_sha256"],
+        }
+        place = self.config.cache_folder or folder / TOKENS
+        cache = TokenCache(place, self.tuner, self.config, self.alignments.frames, origin)
+        cache.plan(self.data.train.samples, self.data.val.samples)
+        say(cache.make_room(self.alignments.views))
+        cache.write(self.feed, lambda: stop.asked)
+        if not stop.asked:
+            self.feed = TokenFeed(cache, len(self.data.labels.labels))
 
     def train(self, folder: Path, stop: Stop, say: Say) -> Progress:
         """All epochs that are left; ``stop`` ends them after the step at hand, whose state is saved."""
@@ -352,6 +377,16 @@ def start_adapter(
     return load_model(opened, device)
 
 
+def tuned_labels(
+    clip: nn.Module, inputs: Inputs, labels: Labels, config: TuneConfig, device: torch.device
+) -> TunedLabels:
+    """The classes through the text tower of ``clip``, with new prompts, in the templates of their label set."""
+    prompts = new_text_prompts(clip, config.text_prompts, device)
+    templates = corpora.open_labels(inputs.labels).manifest["config"]["templates"]
+    tokens = label_tokens(labels.names, templates, get_tokenizer(inputs.model), device)
+    return TunedLabels(clip.to(device), tokens, prompts)
+
+
 # What is written at the end.
 
 
@@ -360,10 +395,14 @@ def write_results(session: Session, progress: Progress, out: Path) -> None:
     layout, tuner = Layout(out), session.tuner
     if (best := out / STATE_FOLDER / BEST).is_file():
         tuner.load_weights(load_file(best))
-    info = write_clip(session.clip, session.inputs.model, out / "clip")
-    info |= {"random_weights": bool(session.alignments.model.get("random_weights"))}
+    random = bool(session.alignments.model.get("random_weights"))
+    info = write_clip(session.clip, session.inputs.model, out / "clip", random)
     carry_over(session.inputs.corpus, layout.corpus, info, out / "clip")
-    carry_over(session.inputs.labels, layout.labels(session.inputs.label_set), info, out / "clip")
+    labels = session.inputs.labels, layout.labels(session.inputs.label_set)
+    if tuner.text:
+        embed_again(*labels, out / "clip", tuner.device)
+    else:
+        carry_over(*labels, info, out / "clip")
     if session.inputs.config is not None:
         _write_pipeline(session, out)
     write_run(session, progress, info, layout.run(NAME))
@@ -389,6 +428,17 @@ def carry_over(source: Path, out: Path, model: dict[str, Any], folder: Path) -> 
     }
     manifest["fingerprint"] = corpora.fingerprint(manifest)
     write_json(out / corpora.MANIFEST, manifest)
+
+
+def embed_again(source: Path, out: Path, folder: Path, device: torch.device) -> None:
+    """The classes of a label set by the model in ``folder``, prompts included, as `corpus-builder labels` does it."""
+    found = corpora.open_labels(source)
+    encoder = load_text_encoder(f"local-dir:{folder}", device=str(device), prompted=True)
+    vectors = embed_labels(found.table["name"].to_pylist(), found.manifest["config"]["templates"], encoder)
+    rows = found.table.drop_columns("embedding").to_pylist()
+    table = with_embeddings(rows, vectors, corpora.labels_schema(vectors.shape[1]))
+    facts = {name: found.manifest[name] for name in ("config", "inputs", "counts")} | {"model": encoder.info}
+    corpora.write_labels(out, table, facts, force=True)
 
 
 def _write_pipeline(session: Session, out: Path) -> None:

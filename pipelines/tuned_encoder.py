@@ -19,6 +19,8 @@ from adapter.artifact import write_atomic, write_json
 from adapter.dataset import Batch
 from aligner.encoder import (
     PROMPTS,
+    RANDOM_WEIGHTS,
+    TEXT_PROMPTS,
     ClipRegionEncoder,
     EncodedFrames,
     Tokens,
@@ -52,6 +54,8 @@ class TunedEncoder(ClipRegionEncoder):
             device=device,
         )
         self.checkpointing = config.checkpointing
+        # Blocks below the first that learns; what they make of a picture never changes.
+        self.frozen_blocks = len(self.tower.blocks) - (config.last_blocks or len(self.tower.blocks))
         self.preprocess_config = preprocess_config(model)
         if config.prompts:
             self.prompts = self._new_prompts(config.prompts)
@@ -109,20 +113,24 @@ def full_precision(device: torch.device) -> torch.autocast:
 
 
 def live_batch(
-    encoder: ClipRegionEncoder,
+    encoder: TunedEncoder,
     matcher: Matcher,
-    pixels: Float[Tensor, "clips frames 3 height width"],
+    seen: Float[Tensor, "clips frames 3 height width"] | Tokens,
     times: Float[Tensor, "clips frames"],
     label: Int64[Tensor, " clips"],
 ) -> Batch:
     """What the adapter reads of cached alignments, made now, with gradients to the encoder.
 
     The k nearest entities are chosen without gradients; their cosines have them, so that Eq. 5's straight-through
-    estimate, which the adapter takes over the k scores, reaches the encoder.
+    estimate, which the adapter takes over the k scores, reaches the encoder. ``seen`` are pixels, or the tokens of all
+    frames of all clips, in their order, before the first block that learns.
     """
-    clips, frames = pixels.shape[:2]
-    found = encoder.encode(pixels.flatten(0, 1))
-    with full_precision(pixels.device):
+    clips, frames = times.shape
+    if isinstance(seen, Tokens):
+        found = encoder.upper(seen, encoder.frozen_blocks)
+    else:
+        found = encoder.encode(seen.flatten(0, 1))
+    with full_precision(times.device):
         norms = found.embeddings.norm(dim=-1)
         unit = found.embeddings / norms.unsqueeze(-1)
         chosen = matcher(unit.detach().flatten(0, 1)).entities
@@ -159,10 +167,11 @@ def frame_geometry(found: EncodedFrames, grid: tuple[int, int]) -> Float[Tensor,
     return torch.cat([shape.centroid_xy, area.unsqueeze(-1)], dim=-1).float()
 
 
-def write_clip(clip: nn.Module, model: str, folder: Path) -> dict[str, Any]:
+def write_clip(clip: nn.Module, model: str, folder: Path, random_weights: bool = False) -> dict[str, Any]:
     """Write a tuned CLIP as a ``local-dir:`` model of open_clip; returns its ModelInfo, as the aligner reads it back.
 
-    Prompts, which open_clip does not know, lie in a file beside, which aligner and corpus_builder read.
+    What open_clip does not know, aligner and corpus_builder read: prompts in a file beside, and in the config whether
+    the weights come of random ones.
 
     Raises:
         PipelineError: what was written does not load as what it was.
@@ -170,19 +179,18 @@ def write_clip(clip: nn.Module, model: str, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     if model.startswith("local-dir:"):
         _copy_tokenizer(Path(model.removeprefix("local-dir:")), folder)
-    prompts = getattr(clip.visual, PROMPTS, None)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in clip.state_dict().items()}
-    state.pop(f"visual.{PROMPTS}", None)
+    places = {PROMPTS: f"visual.{PROMPTS}", TEXT_PROMPTS: TEXT_PROMPTS}
+    prompts = {name: state.pop(place) for name, place in places.items() if place in state}
     settings = open_clip.get_model_config(model)
     if any(isinstance(module, QuickGELU) for module in clip.modules()):
         settings["quick_gelu"] = True
     (folder / f"{PROMPTS}.safetensors").unlink(missing_ok=True)
-    if prompts is not None:
-        held = {PROMPTS: prompts.detach().cpu().contiguous()}
-        write_atomic(folder / f"{PROMPTS}.safetensors", lambda path: save_file(held, path))
-    write_json(
-        folder / "open_clip_config.json", {"model_cfg": settings, "preprocess_cfg": preprocess_config(clip)}
-    )
+    if prompts:
+        write_atomic(folder / f"{PROMPTS}.safetensors", lambda path: save_file(prompts, path))
+    told = {"model_cfg": settings, "preprocess_cfg": preprocess_config(clip)}
+    told |= {RANDOM_WEIGHTS: True} if random_weights else {}
+    write_json(folder / "open_clip_config.json", told)
     write_atomic(folder / "open_clip_model.safetensors", lambda path: save_file(state, path))
     _, info = load_clip(f"local-dir:{folder}")
     if info["weights_sha256"] != weights_sha256(clip):

@@ -20,10 +20,13 @@ from adapter.checkpoint import state_of
 from adapter.config import TrainConfig
 from adapter.losses import average_views
 from adapter.model import VideoAdapter, count_parameters
+from adapter.state import moments, part_of, set_moments, under
 from adapter.train import build_optimizer
+from aligner.encoder import TEXT_PROMPTS, Tokens
 from aligner.match import Matcher
 from pipelines.errors import PipelineError
 from pipelines.tuned_encoder import TunedEncoder, live_batch
+from pipelines.tuned_labels import TunedLabels
 from pipelines.tuning_config import TuneConfig
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -31,9 +34,12 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Clips:
-    """Some clips as the encoder takes them; ``target`` is the share of each class."""
+    """Some clips as the encoder takes them; ``target`` is the share of each class.
 
-    pixels: Float[Tensor, "clips frames 3 height width"]
+    ``frames`` are pixels, or the tokens of all frames before the first block that learns.
+    """
+
+    frames: Float[Tensor, "clips frames 3 height width"] | Tokens
     times: Float[Tensor, "clips frames"]
     target: Float[Tensor, "clips classes"]
 
@@ -70,9 +76,11 @@ class Tuner:
         top_k: int,
         train: TrainConfig,
         config: TuneConfig,
+        text: TunedLabels | None = None,
     ) -> None:
+        """``labels`` are the class vectors, unless ``text`` has prompts from which they come."""
         self.device = entities.device
-        self.encoder, self.adapter, self.labels = encoder, adapter, labels
+        self.encoder, self.adapter, self.labels, self.text = encoder, adapter, labels, text
         self.matcher = Matcher(entities, top_k)
         self.clip_norm = train.grad_clip
         self.precision = resolve_precision(config.precision, self.device)
@@ -81,22 +89,33 @@ class Tuner:
         rate = config.lr_adapter if config.prompts else config.lr_encoder
         for group in build_optimizer(encoder.tower.module, train).param_groups:
             self.optimizer.add_param_group(group | {"lr": rate})
+        if text:
+            group = {"params": [text.prompts], "lr": config.lr_adapter, "weight_decay": train.weight_decay}
+            self.optimizer.add_param_group(group)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
 
     @property
     def parameters(self) -> dict[str, int]:
         """How many numbers learn, by part."""
-        return {
+        found = {
             "encoder": sum(weight.numel() for weight in self.encoder.learned().values()),
             "adapter": count_parameters(self.adapter),
         }
+        return found | ({"text prompts": self.text.prompts.numel()} if self.text else {})
 
     def logits(self, clips: Clips) -> Float[Tensor, "clips classes"]:
-        """Scores of clips, from pixels; with gradients where they are on."""
-        unknown = torch.full((len(clips.pixels),), -1, device=self.device)
-        with self._autocast():
-            batch = live_batch(self.encoder, self.matcher, clips.pixels, clips.times, unknown)
-            return self.adapter(batch, self.matcher.entities, self.labels).logits.float()
+        """Scores of clips, from pixels or tokens; with gradients where they are on."""
+        unknown = torch.full((len(clips.times),), -1, device=self.device)
+        labels = self.text.vectors if self.text else self.labels
+        with self.autocast():
+            batch = live_batch(self.encoder, self.matcher, clips.frames, clips.times, unknown)
+            return self.adapter(batch, self.matcher.entities, labels).logits.float()
+
+    @torch.no_grad()
+    def tokens(self, pixels: Float[Tensor, "clips frames 3 height width"]) -> Tokens:
+        """What the frozen lower blocks make of all frames: ``Clips.frames`` that give the logits of the pixels."""
+        with self.autocast(), out_of_memory_told():
+            return self.encoder.lower(pixels.flatten(0, 1), self.encoder.frozen_blocks)
 
     def learn(self, clips: Clips, smoothing: float, videos: int) -> dict[str, float]:
         """Add the gradients of some of a step's ``videos``; returns sums over these clips.
@@ -121,6 +140,8 @@ class Tuner:
         """Move all weights by the gradients gathered, at ``factor`` of the peak rates."""
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
+        if self.text:
+            self.text.backward()
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         if all(weight.grad is None for weight in weights):
             return  # not one video of this step could be decoded
@@ -145,16 +166,21 @@ class Tuner:
             name: weight.detach().cpu().contiguous().clone()
             for name, weight in self.encoder.learned().items()
         }
-        return _prefixed("encoder", tower) | _prefixed("adapter", state_of(self.adapter))
+        text = {TEXT_PROMPTS: self.text.prompts.detach().cpu().clone()} if self.text else {}
+        return under("text", text) | under("encoder", tower) | under("adapter", state_of(self.adapter))
 
     def load_weights(self, held: Mapping[str, Tensor]) -> None:
         """Take weights back."""
         with torch.no_grad():
             for name, weight in self.encoder.learned().items():
                 weight.copy_(held[f"encoder.{name}"])
-        self.adapter.load_state_dict(_part("adapter", held))
+            if self.text:
+                self.text.prompts.copy_(held[f"text.{TEXT_PROMPTS}"])
+                self.text.forget()
+        self.adapter.load_state_dict(part_of("adapter", held))
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """Half precision for what follows, where the tuning has it."""
         half = HALVES.get(self.precision)
         return torch.autocast(self.device.type, dtype=half, enabled=half is not None)
 
@@ -186,10 +212,8 @@ def seed_of(*parts: object) -> int:
 
 def save_state(file: Path, tuner: Tuner, progress: Progress, key: str) -> None:
     """Everything that a training needs to go on, in one file, atomically; ``key`` says what training it is."""
-    moments = tuner.optimizer.state_dict()["state"]
-    held = {f"{place}.{name}": value for place, entry in moments.items() for name, value in entry.items()}
-    tensors = tuner.weights() | _prefixed("optimizer", held)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    tensors = tuner.weights() | under("optimizer", moments(tuner.optimizer))
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
     told = {"key": key, "progress": asdict(progress), "scaler": tuner.scaler.state_dict()}
     metadata = {name: json.dumps(value) for name, value in told.items()}
     write_atomic(file, lambda path: save_file(tensors, path, metadata))
@@ -212,21 +236,7 @@ def load_state(file: Path, tuner: Tuner, key: str) -> Progress:
             f"{file} is of a training with other options or inputs; repeat its options, or --force to begin anew"
         )
     tuner.load_weights(held)
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _part("optimizer", held).items():
-        place, _, what = name.partition(".")
-        state.setdefault(int(place), {})[what] = value
-    tuner.optimizer.load_state_dict(tuner.optimizer.state_dict() | {"state": state})
+    set_moments(tuner.optimizer, part_of("optimizer", held))
     if told["scaler"]:
         tuner.scaler.load_state_dict(told["scaler"])
     return Progress(**told["progress"])
-
-
-def _prefixed(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{part}.{name}": value for name, value in tensors.items()}
-
-
-def _part(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")
-    }

@@ -1,12 +1,14 @@
 """What a user may choose in ``alt finetune`` beside the adapter's own options (standard library only)."""
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from pipelines.errors import PipelineError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 AUGMENTS = ("xclip", "none")
+STORES = ("none", "fp16", "fp32")
 # What the adapter's options are in the paper's end-to-end recipe (X-CLIP's), unless they are given.
 ADAPTER_OPTIONS = (
     "epochs",
@@ -32,7 +34,14 @@ class TuneConfig:
     last_blocks: int | None = None
     # N learned tokens in every block of the image tower, whose own weights stay frozen; 0 for none.
     prompts: int = 0
-    # Peak learning rates of image tower (or prompts) and adapter.
+    # N learned tokens in every block of the text tower, for class names; its own weights stay as they are. 0 for none.
+    text_prompts: int = 0
+    # With `last_blocks`: decode and run the frozen lower blocks once, and keep the tokens before the first block that
+    # learns, in so many bits. Pictures are then those of the alignments (`augment` none), or so many draws of each
+    # training video, augmented but not mixed, which take turns by epochs.
+    cache_tokens: str = "none"
+    cache_draws: int = 1
+    # Peak learning rates of image tower and of adapter and prompts.
     lr_encoder: float = 8e-6
     lr_adapter: float = 8e-5
     epochs: int = 30
@@ -66,13 +75,37 @@ class TuneConfig:
     save_steps: int = 100
     decode_workers: int = 2
     video_seconds: float = 120.0
+    # Where the cached tokens lie (beside the state of the tuning, and gone with it, if none is named), and how many
+    # GB they may take.
+    cache_folder: Path | None = None
+    cache_gb: float = 100.0
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, choices in (("precision", PRECISIONS), ("augment", AUGMENTS)):
+        self._check_values()
+        if self.prompts and self.last_blocks:
+            raise PipelineError(
+                "--prompts leaves every block frozen and --last-blocks does not; give one of them"
+            )
+        if self.cached:
+            self._check_cache()
+
+    def _check_values(self) -> None:
+        for name, choices in (
+            ("precision", PRECISIONS),
+            ("augment", AUGMENTS),
+            ("cache_tokens", STORES),
+        ):
             if (value := getattr(self, name)) not in choices:
-                raise PipelineError(f"--{name} is {value!r}; it must be one of {', '.join(choices)}")
-        for name in ("last_blocks", "batch_size", "micro_batch", "save_steps", "decode_workers"):
+                raise PipelineError(f"{_flag(name)} is {value!r}; it must be one of {', '.join(choices)}")
+        for name in (
+            "last_blocks",
+            "batch_size",
+            "micro_batch",
+            "save_steps",
+            "decode_workers",
+            "cache_draws",
+        ):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise PipelineError(f"{_flag(name)} is {value}; it must be at least 1")
         for name in ("colour", "grey", "switch", "label_smoothing", "min_lr"):
@@ -80,6 +113,7 @@ class TuneConfig:
                 raise PipelineError(f"{_flag(name)} is {value}; it must be between 0 and 1")
         for name in (
             "prompts",
+            "text_prompts",
             "lr_encoder",
             "lr_adapter",
             "warmup",
@@ -90,10 +124,27 @@ class TuneConfig:
         ):
             if (value := getattr(self, name)) < 0:
                 raise PipelineError(f"{_flag(name)} is {value}; it must be at least 0")
-        if self.prompts and self.last_blocks:
+
+    def _check_cache(self) -> None:
+        if self.last_blocks is None:
             raise PipelineError(
-                "--prompts leaves every block frozen and --last-blocks does not; give one of them"
+                "--cache-tokens keeps what frozen blocks made, and here every block learns or has prompts; "
+                "give --last-blocks N too"
             )
+        if self.augment != "none" and (self.mixup or self.cutmix):
+            raise PipelineError(
+                "--cache-tokens keeps tokens, and mixing wants pixels: give --augment none for the pictures as they "
+                "are, or --mixup 0 --cutmix 0 --cache-draws N for N augmented draws of every video"
+            )
+        if self.augment == "none" and self.cache_draws > 1:
+            raise PipelineError(
+                f"--cache-draws is {self.cache_draws} and --augment none: without augmentation all draws are alike"
+            )
+
+    @property
+    def cached(self) -> bool:
+        """Whether training reads stored tokens and not videos."""
+        return self.cache_tokens != "none"
 
     def adapter_options(self) -> dict[str, Any]:
         """What this says in the adapter's own words, for its run's config."""
@@ -102,7 +153,8 @@ class TuneConfig:
 
     def decides(self) -> dict[str, Any]:
         """The options that decide the result, by name: what a training that goes on must have in common."""
-        machine = ("checkpointing", "save_steps", "decode_workers", "video_seconds", "device")
+        machine = {"checkpointing", "save_steps", "decode_workers", "video_seconds", "device"}
+        machine |= {"cache_folder", "cache_gb"}
         return {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name not in machine}
 
 

@@ -243,6 +243,16 @@ def test_rotary_tables_follow_the_tokens(name: str) -> None:
     torch.testing.assert_close(got, wanted)
 
 
+@every_tower
+def test_blocks_can_be_run_in_two_parts(make) -> None:
+    encoder = ClipRegionEncoder(make(), 7)
+    with torch.no_grad():
+        whole = encoder.encode(frames())
+        for blocks in range(len(encoder.tower.blocks)):
+            parts = encoder.upper(encoder.lower(frames(), blocks), blocks)
+            assert all(torch.equal(getattr(whole, name), getattr(parts, name)) for name in vars(whole))
+
+
 @pytest.mark.parametrize("name", ["own", "timm-registers", "siglip", "eva-registers", "pe-core"])
 def test_gradients_reach_the_tower(name: str) -> None:
     model = TOWERS[name]()

@@ -13,23 +13,23 @@ from pipelines.tuning_config import TuneConfig
 PLAIN = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
 
 
-def augmented(seed: int, views: torch.Tensor, **options: object) -> torch.Tensor:
+def augmented(seed: int, frames: torch.Tensor, **options: object) -> torch.Tensor:
     with seeded(seed):
-        return ClipAugment((14, 14), *PLAIN, TuneConfig(**options))(views)
+        return ClipAugment((14, 14), *PLAIN, TuneConfig(**options))(frames)
 
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=30)
 def test_all_frames_of_a_clip_are_augmented_alike(seed: int) -> None:
-    picture = torch.randint(0, 256, (3, 1, 16, 16, 3), dtype=torch.uint8, generator=torch.manual_seed(seed))
-    found = augmented(seed, picture.expand(-1, 5, -1, -1, -1))
+    picture = torch.randint(0, 256, (1, 16, 16, 3), dtype=torch.uint8, generator=torch.manual_seed(seed))
+    found = augmented(seed, picture.expand(5, -1, -1, -1))
     assert found.shape == (5, 3, 14, 14)
     assert torch.equal(found, found[:1].expand_as(found))
-    assert torch.equal(found, augmented(seed, picture.expand(-1, 5, -1, -1, -1)))
+    assert torch.equal(found, augmented(seed, picture.expand(5, -1, -1, -1)))
 
 
 def test_only_flips_mirror() -> None:
-    ramp = torch.linspace(0, 255, 16).byte().view(1, 1, 1, 16, 1).expand(1, 2, 16, 16, 3)
+    ramp = torch.linspace(0, 255, 16).byte().view(1, 1, 16, 1).expand(2, 16, 16, 3)
 
     def rising(seed: int, flip: bool) -> bool:
         found = augmented(seed, ramp, flip=flip)
@@ -41,7 +41,7 @@ def test_only_flips_mirror() -> None:
 
 
 def test_grey_and_colours_can_be_turned_off() -> None:
-    red = torch.tensor([200, 30, 30], dtype=torch.uint8).expand(1, 1, 16, 16, 3)
+    red = torch.tensor([200, 30, 30], dtype=torch.uint8).expand(1, 16, 16, 3)
     kept = augmented(0, red, colour=0.0, grey=0.0)
     assert torch.allclose(kept[:, 0], torch.tensor(200 / 255), atol=2 / 255)
     grey = augmented(0, red, colour=0.0, grey=1.0)
@@ -51,10 +51,10 @@ def test_grey_and_colours_can_be_turned_off() -> None:
 def test_without_augmentation_pictures_are_the_aligners() -> None:
     from aligner.engine import normalise
 
-    crops = torch.randint(0, 256, (1, 4, 14, 14, 3), dtype=torch.uint8)
+    crops = torch.randint(0, 256, (4, 14, 14, 3), dtype=torch.uint8)
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
     found = ClipAugment((14, 14), mean, std, TuneConfig(augment="none"))(crops)
-    assert torch.equal(found, normalise(crops[0], torch.tensor(mean), torch.tensor(std)))
+    assert torch.equal(found, normalise(crops, torch.tensor(mean), torch.tensor(std)))
 
 
 @pytest.mark.parametrize("options", [{"switch": 0.0}, {"switch": 1.0}, {"cutmix": 0.0}, {"mixup": 0.0}])

@@ -88,7 +88,7 @@ def test_gradients_of_a_step_do_not_depend_on_its_passes(miniature: PipelineConf
     whole, parts = opened(miniature), opened(miniature)
     whole.tuner.learn(four, 0.1, 4)
     for start in range(4):
-        part = Clips(*(value[start : start + 1] for value in (four.pixels, four.times, four.target)))
+        part = Clips(*(value[start : start + 1] for value in (four.frames, four.times, four.target)))
         parts.tuner.learn(part, 0.1, 4)
     for one, other in zip(
         whole.tuner.encoder.learned().values(), parts.tuner.encoder.learned().values(), strict=True
@@ -101,13 +101,13 @@ def test_scores_have_the_gradient_of_the_cosine(miniature: PipelineConfig, four:
     session = opened(miniature)
     encoder, matcher = session.tuner.encoder, session.tuner.matcher
     nobody = torch.full((4,), -1)
-    batch = live_batch(encoder, matcher, four.pixels, four.times, nobody)
+    batch = live_batch(encoder, matcher, four.frames, four.times, nobody)
     weights = torch.randn(batch.topk_score.shape, generator=torch.manual_seed(0))
     (batch.topk_score * weights).sum().backward()
     found = encoder.tower.module.conv1.weight.grad.clone()
     encoder.tower.module.zero_grad()
-    unit = torch.nn.functional.normalize(encoder.encode(four.pixels.flatten(0, 1)).embeddings, dim=-1)
-    table = (unit @ matcher.entities.T).unflatten(0, four.pixels.shape[:2])
+    unit = torch.nn.functional.normalize(encoder.encode(four.frames.flatten(0, 1)).embeddings, dim=-1)
+    table = (unit @ matcher.entities.T).unflatten(0, four.frames.shape[:2])
     chosen = table.topk(batch.topk_entity.shape[-1]).indices
     assert torch.equal(chosen.sort().values, batch.topk_entity.sort().values)
     (table.gather(-1, batch.topk_entity) * weights).sum().backward()
@@ -124,7 +124,7 @@ def test_at_step_0_a_tuning_is_the_cached_run(miniature: PipelineConfig) -> None
         ((samples, (clips,)),) = session.feed.scored(session.data.val.samples)
         logits = session.tuner.score([clips])
     live = live_batch(
-        session.tuner.encoder, session.tuner.matcher, clips.pixels, clips.times, clips.target.argmax(1)
+        session.tuner.encoder, session.tuner.matcher, clips.frames, clips.times, clips.target.argmax(1)
     )
     batch = collate([VideoDataset(cached, [sample])[0] for sample in samples])
     assert torch.equal(live.topk_entity, batch.topk_entity)
@@ -198,9 +198,19 @@ def test_the_written_model_is_the_one_in_memory(
     assert found == info and found["weights_sha256"] != session.alignments.model["weights_sha256"]
     assert load_text_encoder(f"local-dir:{tmp_path / 'clip'}").info == info
     encoder = ClipRegionEncoder(again, session.tuner.encoder.merge, proportional_attention=False)
-    pixels = four.pixels.flatten(0, 1)
+    pixels = four.frames.flatten(0, 1)
     one, other = encoder(pixels), session.tuner.encoder(pixels)
     assert torch.equal(one.embeddings, other.embeddings) and torch.equal(one.source, other.source)
+
+
+def test_weights_tuned_from_random_ones_are_still_known_as_random(tiny_clip: str, tmp_path: Path) -> None:
+    from corpus_builder.embed import load_text_encoder
+
+    clip, _ = load_clip(tiny_clip)
+    for random in (True, False):
+        info = write_clip(clip, tiny_clip, tmp_path / "clip", random)
+        assert info["random_weights"] is random
+        assert load_text_encoder(f"local-dir:{tmp_path / 'clip'}", device="cpu").info == info
 
 
 @pytest.fixture(scope="module")
@@ -348,14 +358,14 @@ def test_too_little_memory_says_what_helps() -> None:
 
 def test_a_loss_that_is_no_number_is_told(miniature: PipelineConfig, four: Clips) -> None:
     session = opened(miniature)
-    broken = Clips(four.pixels, four.times, four.target * float("inf"))
+    broken = Clips(four.frames, four.times, four.target * float("inf"))
     with pytest.raises(PipelineError, match="try a lower --lr-encoder"):
         session.tuner.learn(broken, 0.0, 4)
 
 
 def test_half_precision_counts_patches_exactly_and_stays_near(miniature: PipelineConfig, four: Clips) -> None:
     encoder = opened(miniature).tuner.encoder
-    pixels = four.pixels.flatten(0, 1)
+    pixels = four.frames.flatten(0, 1)
     with torch.no_grad():
         full = encoder.encode(pixels)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -373,3 +383,11 @@ def test_the_benchmark_runs_on_a_cpu(tiny_clip: str) -> None:
         config = TuneConfig(precision="fp32", checkpointing=checkpointing, micro_batch=2, device="cpu")
         row = measure(tiny_clip, 2, 2, 2, config, torch.device("cpu"))
         assert row["clips_per_s"] > 0 and row["peak_gib"] is None and "error" not in row
+
+
+def test_the_benchmark_compares_stored_tokens(miniature: PipelineConfig) -> None:
+    from benchmarks.finetune import measure_stored
+
+    config = TuneConfig(**QUIET, last_blocks=1, cache_tokens="fp16", decode_workers=1)
+    row = measure_stored(inputs_of(miniature.out), config)
+    assert min(row["ratio"], row["storing_s"], row["mb_a_video"]) > 0
