@@ -121,7 +121,8 @@ class VideoDataset(Dataset):
     """Map-style over samples, views of videos; all that may be asked for stays in memory if it fits ``cache_gb``.
 
     If it does not, as many row groups as fit (at least 8) are shuffled together and kept. ``window`` is their number,
-    0 for all: with seed and epoch it decides the order, so a training that goes on must have the same.
+    0 for all: with seed and epoch it decides the order, so a training that goes on must have the same. What is small
+    in other row groups stays in memory as far as ``cache_gb`` goes: their vectors are the system's to keep.
     """
 
     def __init__(self, alignments: Alignments, samples: Sequence[Sample], cache_gb: float = 4.0) -> None:
@@ -131,6 +132,8 @@ class VideoDataset(Dataset):
         self._memory: dict[tuple[str, int], Video] = {}
         self._augmentation, self._when = Augmentation(), ""
         alignments.keep = max(alignments.keep, self.window)
+        if not self.cached:
+            alignments.keep_bytes = max(alignments.keep_bytes, int(cache_gb * 1e9))
 
     def __len__(self) -> int:
         return len(self.samples)

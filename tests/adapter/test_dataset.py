@@ -48,6 +48,14 @@ def test_memory_does_not_change_content(learnable):
         np.testing.assert_array_equal(kept[i][0].embeddings, streamed[i][0].embeddings)
 
 
+def test_what_may_stay_in_memory_of_row_groups_is_what_the_cache_may_have(learnable):
+    opened = open_alignments(learnable)
+    assert VideoDataset(opened, samples_of(opened), 1.0).cached and opened.keep_bytes == 0
+    half = opened.bytes_per_video() * len(opened.plan) / 2e9
+    assert not VideoDataset(opened, samples_of(opened), half).cached
+    assert opened.keep_bytes == int(half * 1e9)
+
+
 @pytest.mark.parametrize("gb", [0.0, 1.0])
 def test_epoch_order_is_a_seeded_permutation(learnable, gb):
     opened = open_alignments(learnable)
