@@ -105,7 +105,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard's file mapped into memory; ``stamp`` (inode, bytes, time of change) tells it from one put in its place."""
+    """A shard's file mapped into memory; ``stamp`` (inode, bytes, time) tells it from one put in its place."""
 
     content: mmap.mmap
     stamp: tuple[int, int, int]
@@ -512,7 +512,7 @@ def _end_of(group: pq.RowGroupMetaData, name: str) -> int:
 
 
 def _offset(mapped: Shard, vectors: np.ndarray, end: int) -> int | None:
-    """Where the file holds exactly these bytes up to ``end``; None where compression or headers of pages are between."""
+    """Where the file holds these bytes up to ``end``; None where they are compressed or lie in several pages."""
     start = end - vectors.nbytes
     if start < 0 or end > len(mapped.content) or not vectors.size:
         return None
