@@ -43,7 +43,7 @@ GB = FRAMES * TOKENS * DIM * 2 / 1e9  # of a video
 # Options of a form, and batches that it is trained on: with None all, so the epoch is real; else the rest is scaled.
 MODELS: dict[str, tuple[dict[str, object], int | None]] = {
     "default (regions)": ({}, 4),
-    "paper": ({"variant": "paper"}, None),
+    "paper": ({"variant": "paper"}, 8),
     "tracks over cls": ({"queries": "tracks", "context": "cls"}, None),
 }
 Epoch = Callable[[], int]
@@ -432,7 +432,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/reading"))
     parser.add_argument("--videos", type=int, default=1000, help="cached clips that are trained on")
     parser.add_argument("--read-videos", type=int, default=300, help="those of them that readers read")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of reading; 0 leaves it out")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of reading; 0 leaves it out")
     parser.add_argument("--turns", type=int, default=4, help="turns of training; 0 leaves it out")
     parser.add_argument(
         "--shards", type=int, nargs="*", default=[20, 200], help="numbers of shards, for memory"
