@@ -134,8 +134,9 @@ class RowGroup:
         return self.owner.nbytes + sum(column.nbytes for column in self.columns.values())
 
     def without_vectors(self) -> "RowGroup":
-        """The same with no hold on the file."""
-        return replace(self, vectors=self.vectors[:0].copy())
+        """The same with no hold on the file, nor on what decoding left: its buffers are larger than their arrays."""
+        columns = {name: column.copy() for name, column in self.columns.items()}
+        return replace(self, owner=self.owner.copy(), columns=columns, vectors=self.vectors[:0].copy())
 
     def on(self, shard: Shard) -> "RowGroup":
         """The same with the vectors that lie in its file."""
@@ -308,6 +309,7 @@ class Alignments:
         if group.offset is not None and self._rest_bytes + group.rest_bytes <= self.keep_bytes:
             self._rest[key] = group.without_vectors()
             self._rest_bytes += group.rest_bytes
+            return self._rest[key].on(mapped)
         return group
 
     def _read_group(self, shard: int, row_group: int, mapped: Shard, verify: bool) -> RowGroup:
