@@ -4,10 +4,12 @@ Axis words: frames, tokens (cls at 0, then the regions of a frame), topk, dim, e
 """
 
 import hashlib
+import mmap
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ COLUMNS = (
     "norm",
 )
 NOT_NUMBERS = ("video_id", "embedding")
+# What geometry is made of; not kept beside it.
+PARTS = ("patches", "cx", "cy")
 # Columns of floating-point numbers, checked to be finite (geometry is cx, cy and the area).
 NUMBERS = ("topk_score", "norm", "time_s", "geometry", "scale")
 # How embeddings are kept: the Arrow type for a dimension.
@@ -100,18 +104,45 @@ class Video:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """A shard's file mapped into memory; ``stamp`` (inode, bytes, time) tells it from one put in its place."""
+
+    content: mmap.mmap
+    stamp: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
 class RowGroup:
     """A row group in memory, a row of numpy arrays for each of its own; nothing is copied that need not be.
 
     ``owner`` is a video by the number that ``numbers`` gives it; ``vectors`` are as stored (float16, or int8 to be
-    scaled), and ``place`` says where a row's vector is, if not every row has one.
+    scaled), and ``place`` says where a row's vector is, if not every row has one. Where the file holds the vectors as
+    one run from byte ``offset``, they are a view of it, paged in as they are used.
     """
 
+    stamp: tuple[int, int, int]
     owner: np.ndarray
     numbers: dict[str, int]
     columns: dict[str, np.ndarray]
     vectors: np.ndarray
     place: np.ndarray | None
+    offset: int | None
+
+    @property
+    def rest_bytes(self) -> int:
+        """Memory of all but the vectors."""
+        return self.owner.nbytes + sum(column.nbytes for column in self.columns.values())
+
+    def without_vectors(self) -> "RowGroup":
+        """The same with no hold on the file, nor on what decoding left: its buffers are larger than their arrays."""
+        columns = {name: column.copy() for name, column in self.columns.items()}
+        return replace(self, owner=self.owner.copy(), columns=columns, vectors=self.vectors[:0].copy())
+
+    def on(self, shard: Shard) -> "RowGroup":
+        """The same with the vectors that lie in its file."""
+        assert self.offset is not None
+        shape = len(self.owner), self.vectors.shape[1]
+        return replace(self, vectors=np.ndarray(shape, self.vectors.dtype, shard.content, self.offset))
 
     def embeddings(self, rows: Any) -> Float16[np.ndarray, "held dim"]:
         """The vectors that rows hold; those of int8 times their scale."""
@@ -138,8 +169,11 @@ class Alignments:
     failed: dict[str, str]
     fingerprint: str
     keep: int = 8
+    keep_bytes: int = 0
     _groups: "OrderedDict[tuple[int, int], RowGroup]" = field(default_factory=OrderedDict)
-    _verified: set[tuple[int, int]] = field(default_factory=set)
+    _rest: dict[tuple[int, int], RowGroup] = field(default_factory=dict)
+    _rest_bytes: int = 0
+    _verified: dict[tuple[int, int], tuple[int, int, int]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -195,7 +229,8 @@ class Alignments:
     def read(self, video_ids: Iterable[str], view: int = 0) -> Iterator[Video]:
         """One view of videos in the order asked for.
 
-        The last ``keep`` row groups stay in memory, so sort by group.
+        The last ``keep`` row groups stay in memory, so sort by group. Of others all but the vectors (a seventh, and
+        nearly all the work of decoding) stays, up to ``keep_bytes``, if their vectors can be mapped from the file.
         """
         for video_id in video_ids:
             yield self._video(video_id, view)
@@ -256,17 +291,30 @@ class Alignments:
         key = shard, row_group
         with self._lock:
             if key not in self._groups:
-                self._groups[key] = self._read_group(shard, row_group, key not in self._verified)
-                self._verified.add(key)
+                self._groups[key] = self._open_group(key)
                 while len(self._groups) > self.keep:
                     self._groups.popitem(last=False)
             self._groups.move_to_end(key)
             return self._groups[key]
 
-    def _read_group(self, shard: int, row_group: int, verify: bool) -> RowGroup:
-        """A row group; its checksums and values are verified the first time that this process reads it."""
+    def _open_group(self, key: tuple[int, int]) -> RowGroup:
+        """A row group; checksums and values are verified the first time that this process reads it from a file."""
+        mapped = _map(self.path, key[0])
+        if (rest := self._rest.get(key)) is not None:
+            if rest.stamp == mapped.stamp:
+                return rest.on(mapped)
+            self._rest_bytes -= self._rest.pop(key).rest_bytes
+        group = self._read_group(*key, mapped, verify=self._verified.get(key) != mapped.stamp)
+        self._verified[key] = mapped.stamp
+        if group.offset is not None and self._rest_bytes + group.rest_bytes <= self.keep_bytes:
+            self._rest[key] = group.without_vectors()
+            self._rest_bytes += group.rest_bytes
+            return self._rest[key].on(mapped)
+        return group
+
+    def _read_group(self, shard: int, row_group: int, mapped: Shard, verify: bool) -> RowGroup:
         wanted = [*COLUMNS, *["view"] * (self.views > 1), *["scale"] * (self.store == "int8")]
-        table = _read_table(self.path, shard, row_group, wanted, verify)
+        table, end = _read_table(self.path, shard, row_group, mapped, wanted, verify)
         embedding, kind = table["embedding"], STORES[self.store](self.dim)
         if embedding.type != kind:
             raise _damaged(
@@ -284,11 +332,13 @@ class Alignments:
         valid = None if embedding.null_count == 0 else np.asarray(_array(embedding).is_valid())
         place = None if valid is None else np.cumsum(valid) - 1
         numbers = {name: number for number, name in enumerate(owner.dictionary.to_pylist())}
-        group = RowGroup(np.asarray(owner.indices), numbers, columns, vectors, place)
+        kept = {name: column for name, column in columns.items() if name not in PARTS}
+        offset = _offset(mapped, vectors, end) if place is None else None
+        group = RowGroup(mapped.stamp, np.asarray(owner.indices), numbers, kept, vectors, place, offset)
         self._check_store(group, valid, shard)
         if verify:
             self._check_values(group, shard)
-        return group
+        return group if offset is None else group.on(mapped)
 
     def _check_store(self, group: RowGroup, valid: np.ndarray | None, shard: int) -> None:
         wanted = group.columns["region_index"] < self.held
@@ -319,11 +369,12 @@ class Alignments:
 
     def __getstate__(self) -> dict[str, Any]:
         """A loader's worker reads row groups for itself."""
-        own = ("_groups", "_verified", "_lock")
+        own = ("_groups", "_rest", "_rest_bytes", "_verified", "_lock")
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= {**state, "_groups": OrderedDict(), "_verified": set(), "_lock": threading.Lock()}
+        empty = {"_groups": OrderedDict(), "_rest": {}, "_rest_bytes": 0, "_verified": {}}
+        self.__dict__ |= {**state, **empty, "_lock": threading.Lock()}
 
 
 def open_alignments(path: Path) -> Alignments:
@@ -422,21 +473,53 @@ def _run(rows: np.ndarray) -> Any:
     return rows
 
 
-def _read_table(path: Path, shard: int, row_group: int, wanted: list[str], verify: bool) -> pa.Table:
-    """Columns of a row group, decoded in the calling thread: workers and a trainer share the cores."""
-    file = path / f"shard-{shard:05d}.parquet"
+def _map(path: Path, shard: int) -> Shard:
+    try:
+        with (path / f"shard-{shard:05d}.parquet").open("rb") as file:
+            told = os.fstat(file.fileno())
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # a ValueError: the file is empty
+        raise _damaged(path, shard, reason(error)) from error
+    return Shard(content, (told.st_ino, told.st_size, told.st_mtime_ns))
+
+
+def _read_table(
+    path: Path, shard: int, row_group: int, mapped: Shard, wanted: list[str], verify: bool
+) -> tuple[pa.Table, int]:
+    """Columns of a row group, and the byte at which that of embeddings ends in the file.
+
+    Decoded in the calling thread: workers and a trainer share the cores.
+    """
     try:
         # ParquetFile rather than dataset.to_batches, which leaks and hangs when left half-read (arrow#39808,
         # #45214).
         with pq.ParquetFile(
-            file, memory_map=True, page_checksum_verification=verify, read_dictionary=["video_id"]
+            pa.BufferReader(pa.py_buffer(mapped.content)),
+            page_checksum_verification=verify,
+            read_dictionary=["video_id"],
         ) as parquet:
             table = parquet.read_row_group(row_group, columns=wanted, use_threads=False)
+            if missing := [name for name in wanted if name not in table.column_names]:
+                raise _damaged(path, shard, f"it lacks columns {', '.join(missing)}")
+            return table, _end_of(parquet.metadata.row_group(row_group), "embedding")
     except (OSError, pa.ArrowException, IndexError) as error:
         raise _damaged(path, shard, reason(error)) from error
-    if missing := [name for name in wanted if name not in table.column_names]:
-        raise _damaged(path, shard, f"it lacks columns {', '.join(missing)}")
-    return table
+
+
+def _end_of(group: pq.RowGroupMetaData, name: str) -> int:
+    chunks = (group.column(i) for i in range(group.num_columns))
+    chunk = next(chunk for chunk in chunks if chunk.path_in_schema == name)
+    first = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    return first + chunk.total_compressed_size
+
+
+def _offset(mapped: Shard, vectors: np.ndarray, end: int) -> int | None:
+    """Where the file holds these bytes up to ``end``; None where they are compressed or lie in several pages."""
+    start = end - vectors.nbytes
+    if start < 0 or end > len(mapped.content) or not vectors.size:
+        return None
+    found = pa.py_buffer(mapped.content).slice(start, vectors.nbytes)
+    return start if found.equals(pa.py_buffer(vectors)) else None
 
 
 def _array(column: pa.ChunkedArray) -> pa.Array:
@@ -460,8 +543,9 @@ def _finite_halves(values: np.ndarray) -> bool:
     """Whether no number is infinite or NaN: in float16 those with every bit of the exponent set."""
     if values.dtype != np.float16 or not values.size:
         return True
-    # Ten times as fast as numpy's isfinite, which has no vector code for halves.
-    return bool((values.view(np.uint16) & 0x7FFF).max() < 0x7C00)
+    # numpy's isfinite has no vector code for halves. As integers, positive ones come in their order, and negative ones
+    # by their size; without a sign the latter are the largest.
+    return bool(values.view(np.int16).max() < 0x7C00 and values.view(np.uint16).max() < 0xFC00)
 
 
 def _column(array: pa.Array) -> np.ndarray:

@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,8 @@ class VideoDataset(Dataset):
     """Map-style over samples, views of videos; all that may be asked for stays in memory if it fits ``cache_gb``.
 
     If it does not, as many row groups as fit (at least 8) are shuffled together and kept. ``window`` is their number,
-    0 for all: with seed and epoch it decides the order, so a training that goes on must have the same.
+    0 for all: with seed and epoch it decides the order, so a training that goes on must have the same. What is small
+    in other row groups stays in memory as far as ``cache_gb`` goes: their vectors are the system's to keep.
     """
 
     def __init__(self, alignments: Alignments, samples: Sequence[Sample], cache_gb: float = 4.0) -> None:
@@ -131,6 +133,8 @@ class VideoDataset(Dataset):
         self._memory: dict[tuple[str, int], Video] = {}
         self._augmentation, self._when = Augmentation(), ""
         alignments.keep = max(alignments.keep, self.window)
+        if not self.cached:
+            alignments.keep_bytes = max(alignments.keep_bytes, int(cache_gb * 1e9))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -146,13 +150,26 @@ class VideoDataset(Dataset):
         return self._augmentation.video(video, self._key(i)), label
 
     def _read(self, sample: Sample) -> tuple[Video, int]:
-        key = sample.video_id, sample.view
-        video = self._memory.get(key)
-        if video is None:
+        if not self.cached:
             (video,) = self.alignments.read([sample.video_id], sample.view)
-            if self.cached:
-                self._memory[key] = _own(video)
-        return video, sample.label
+            return video, sample.label
+        key = sample.video_id, sample.view
+        if key not in self._memory:
+            self._remember(self.alignments.group_of(sample.video_id))
+        return self._memory[key], sample.label
+
+    def _remember(self, group: tuple[int, int]) -> None:
+        """Take all that may be asked for of a row group, which so is read once, whatever the order."""
+        for view in range(self.alignments.views):
+            for video in self.alignments.read(self._members[group], view):
+                self._memory[video.video_id, view] = _own(video)
+
+    @cached_property
+    def _members(self) -> dict[tuple[int, int], list[str]]:
+        members: dict[tuple[int, int], list[str]] = defaultdict(list)
+        for video_id in dict.fromkeys(sample.video_id for sample in self.samples):
+            members[self.alignments.group_of(video_id)].append(video_id)
+        return members
 
     def draw_views(self, seed: int, epoch: int) -> None:
         """Look at one view of each video, drawn by (seed, epoch, video) alone: neither order nor company matter."""

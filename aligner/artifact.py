@@ -235,6 +235,8 @@ class ShardWriter:
             compression={name: "NONE" if name == "embedding" else "ZSTD" for name in plain | nested},
             use_dictionary=["video_id"],
             write_statistics=list(SORTED_BY),
+            # One page a column: its vectors then lie in the file as one run, which readers can map.
+            data_page_size=1 << 30,
             write_page_checksum=True,
             write_page_index=True,
             # These columns come before the nested ones, so a field's index is that of its leaf.

@@ -1,4 +1,4 @@
-"""Choices of ``--variant label-tracks``, by classes held out of training: ``python -m benchmarks.held_objects --out DIR``.
+"""Choices of ``label-tracks``, by classes held out of training: ``python -m benchmarks.held_objects --out DIR``.
 
 DIR is that of ``benchmarks.toyworld``, whose videos and cache are used. The test and zero-shot splits are not read:
 of the 30 training classes, those of some objects are left out of training, and their *validation* videos are the

@@ -1,25 +1,32 @@
 """Reading cached alignments for training: ``python -m benchmarks.reading --out out/reading``.
 
-One thread, ViT-B/16 sizes (8 frames x 101 tokens x 512, top-16), random vectors in shards of the aligner's own writer.
-Shuffled batches of 32 from page cache, one epoch a round, in turns with Hugging Face datasets and webdataset on the
-same vectors (theirs hold these alone, ours also ids, scores and geometry); a peer that is not installed is skipped. GB
-are of float16 vectors, seconds of reading those of the processor, whatever thread: others may be at work on the
-machine. Ratios hold, seconds do not.
+One thread, ViT-B/16 sizes (8 frames x 101 tokens x 512, top-16), random vectors in shards of the aligner's own writer,
+everything in the page cache. Work that is compared takes turns, and ratios are those within a turn: their median and
+range. Costs are processor seconds, whatever thread, for others may be at work on the machine. About six minutes and
+4 GB of disk; a peer that is not installed is skipped.
+
+- Reading: shuffled batches of 32 videos; GB are of float16 vectors, though ours also hold ids, scores and geometry.
+  Every turn opens each reader anew and reads two epochs. Peers hold the same vectors alone.
+- Training: an epoch over 1,000 cached clips, against the encoder alone (random weights, float32, without decoding and
+  matching, so the ratio is rather too low) on a clip a turn, scaled to 1,000.
+- Memory: of a fresh process that reads an epoch of few and of many shards of the same size.
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from adapter.alignments import Alignments, open_alignments
@@ -31,7 +38,15 @@ from aligner import artifact as shards
 
 FRAMES, TOKENS, DIM, TOP_K, ENTITIES = 8, 101, 512, 16, 2000  # ViT-B/16 with r = 8
 BATCH = 32
-MODELS = {"regions": {}, "tracks over cls": {"queries": "tracks", "context": "cls"}}
+SHAPE = FRAMES, TOKENS, DIM
+GB = FRAMES * TOKENS * DIM * 2 / 1e9  # of a video
+# Options of a form, and batches that it is trained on: with None all, so the epoch is real; else the rest is scaled.
+MODELS: dict[str, tuple[dict[str, object], int | None]] = {
+    "default (regions)": ({}, 4),
+    "paper": ({"variant": "paper"}, 8),
+    "tracks over cls": ({"queries": "tracks", "context": "cls"}, None),
+}
+Epoch = Callable[[], int]
 
 
 def write_folder(out: Path, videos: int, num_shards: int) -> Path:
@@ -130,74 +145,109 @@ def _rows(random: np.random.Generator) -> shards.VideoRows:
     )
 
 
-def dataset_of(alignments: Alignments, cache_gb: float = 0.0) -> VideoDataset:
-    return VideoDataset(alignments, [Sample(video.video_id, 0) for video in alignments.plan], cache_gb)
-
-
-def ours(alignments: Alignments) -> int:
-    """An epoch of shuffled batches that nothing keeps in memory from before; returns videos."""
-    alignments._groups.clear()
-    return epoch_of(dataset_of(alignments))
+def dataset_of(alignments: Alignments, videos: int | None = None, cache_gb: float = 0.0) -> VideoDataset:
+    """The first videos of the plan: whole shards, and a part of one."""
+    plan = alignments.plan[:videos]
+    return VideoDataset(
+        alignments, [Sample(video.video_id, i % 10) for i, video in enumerate(plan)], cache_gb
+    )
 
 
 def epoch_of(dataset: VideoDataset) -> int:
     return sum(len(batch.label) for batch in dataset.batches(dataset.epoch_order(0, 1), BATCH))
 
 
-def vectors(alignments: Alignments) -> Iterator[np.ndarray]:
-    return (video.embeddings for video in alignments.read(sorted(alignments.index)))
+def ours(folder: Path, videos: int, cache_gb: float) -> Epoch:
+    dataset = dataset_of(open_alignments(folder), videos, cache_gb)
+
+    def epoch() -> int:
+        dataset.alignments._groups.clear()  # of few videos the window would keep many from one epoch to the next
+        return epoch_of(dataset)
+
+    return epoch
 
 
-def rows_of(folder: str, as_bytes: bool) -> Iterator[dict[str, object]]:
-    for array in vectors(open_alignments(Path(folder))):
-        yield {"x": array.tobytes() if as_bytes else array}
+def stacked(arrays: Sequence[np.ndarray]) -> Epoch:
+    """The ceiling of any reader that fills batches: vectors in memory, copied once."""
+    order = np.random.default_rng(0).permutation(len(arrays)).tolist()
+    parts = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
+    return lambda: sum(len(torch.from_numpy(np.stack([arrays[i] for i in part]))) for part in parts)
 
 
-def hugging_face(alignments: Alignments, out: Path) -> dict[str, Callable[[], int]]:
-    """Arrow files mapped into memory: an array a video in torch's format, and bytes to be read by hand."""
+def row_groups(folder: Path, videos: int) -> Epoch:
+    """The embeddings alone of the same row groups as pyarrow decodes them: in order, no batches, nothing verified."""
+    opened = open_alignments(folder)
+    groups = sorted({opened.group_of(video.video_id) for video in opened.plan[:videos]})
+
+    def epoch() -> int:
+        rows = 0
+        for shard, group in groups:
+            with pq.ParquetFile(folder / shards.shard_name(shard), memory_map=True) as file:
+                rows += len(file.read_row_group(group, columns=["embedding"], use_threads=False))
+        return rows // (FRAMES * TOKENS)
+
+    return epoch
+
+
+def vectors(folder: str, videos: int) -> Iterator[np.ndarray]:
+    alignments = open_alignments(Path(folder))
+    read = alignments.read(video.video_id for video in alignments.plan[:videos])
+    return (video.embeddings for video in read)
+
+
+def rows_of(folder: str, videos: int) -> Iterator[dict[str, object]]:
+    return ({"x": array} for array in vectors(folder, videos))
+
+
+def from_arrow(table: pa.Table) -> np.ndarray:
+    """The numbers of a column of nested lists, without a copy."""
+    values = table["x"].combine_chunks()
+    values = values.storage if isinstance(values, pa.ExtensionArray) else values
+    while not pa.types.is_floating(values.type):
+        values = values.flatten()
+    return values.to_numpy(zero_copy_only=False).reshape(-1, *SHAPE)
+
+
+def hugging_face(folder: Path, videos: int, out: Path) -> dict[str, Callable[[], Epoch]]:
+    """Arrow files mapped into memory, read by shuffled index: as numpy arrays, and as Arrow's own buffers by hand."""
     import datasets
 
-    shape = FRAMES, TOKENS, DIM
-    forms = {
-        "array": (datasets.Array3D(shape, "float16"), lambda rows: rows["x"]),
-        "bytes": (
-            datasets.Value("binary"),
-            lambda rows: torch.from_numpy(
-                np.stack([np.frombuffer(x, "<f2").reshape(shape) for x in rows["x"]])
-            ),
-        ),
-    }
+    datasets.disable_progress_bars()
+    if not (out / "array").is_dir():
+        made = datasets.Dataset.from_generator(
+            rows_of,
+            features=datasets.Features({"x": datasets.Array3D(SHAPE, "float16")}),
+            gen_kwargs={"folder": str(folder), "videos": videos},
+            cache_dir=str(out / "cache"),
+        )
+        made.save_to_disk(str(out / "array"))
 
-    def reader(name: str) -> Callable[[], int]:
-        feature, read = forms[name]
-        if not (out / name).is_dir():
-            made = datasets.Dataset.from_generator(
-                rows_of,
-                features=datasets.Features({"x": feature}),
-                gen_kwargs={"folder": str(alignments.path), "as_bytes": name == "bytes"},
-                cache_dir=str(out / "cache"),
-            )
-            made.save_to_disk(str(out / name))
-        opened = datasets.load_from_disk(str(out / name))
-        opened = opened.with_format("torch") if name == "array" else opened
+    def reader(form: str, read: Callable[..., np.ndarray]) -> Epoch:
+        opened = datasets.load_from_disk(str(out / "array")).with_format(form)
 
         def epoch() -> int:
             order = np.random.default_rng(0).permutation(len(opened)).tolist()
-            return sum(len(read(opened[order[i : i + BATCH]])) for i in range(0, len(order), BATCH))
+            batches = (opened[order[i : i + BATCH]] for i in range(0, len(order), BATCH))
+            return sum(len(torch.from_numpy(read(batch))) for batch in batches)
 
         return epoch
 
-    return {f"HF datasets, {name}": reader(name) for name in forms}
+    # torch warns that it may not write to Arrow's buffers
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    return {
+        "HF datasets, numpy format": lambda: reader("numpy", lambda batch: batch["x"]),
+        "HF datasets, Arrow buffers": lambda: reader("arrow", from_arrow),
+    }
 
 
-def web_dataset(alignments: Alignments, out: Path) -> dict[str, Callable[[], int]]:
-    """Tars of .npy files, shuffled in a buffer as large as our window."""
+def web_dataset(folder: Path, videos: int, out: Path) -> dict[str, Callable[[], Epoch]]:
+    """A tar of .npy files, shuffled in a buffer as large as our window."""
     import webdataset
 
     path = out / "vectors.tar"
     if not path.is_file():
         with tarfile.open(path, "w") as tar:
-            for i, array in enumerate(vectors(alignments)):
+            for i, array in enumerate(vectors(str(folder), videos)):
                 file = BytesIO()
                 np.save(file, array)
                 entry = tarfile.TarInfo(f"{i:06d}.x.npy")
@@ -205,127 +255,201 @@ def web_dataset(alignments: Alignments, out: Path) -> dict[str, Callable[[], int
                 file.seek(0)
                 tar.addfile(entry, file)
 
-    def epoch() -> int:
-        read = webdataset.WebDataset(str(path), shardshuffle=False).shuffle(136).decode().to_tuple("x.npy")
-        return sum(len(torch.from_numpy(batch[0])) for batch in read.batched(BATCH))
+    def from_bytes(content: bytes) -> np.ndarray:
+        return np.frombuffer(content[-2 * FRAMES * TOKENS * DIM :], "<f2").reshape(SHAPE)
 
-    return {"webdataset, npy": epoch}
+    def reader(by_hand: bool) -> Epoch:
+        def epoch() -> int:
+            read = webdataset.WebDataset(str(path), shardshuffle=False).shuffle(136)
+            read = read.map_dict(**{"x.npy": from_bytes}) if by_hand else read.decode()
+            return sum(len(torch.from_numpy(batch[0])) for batch in read.to_tuple("x.npy").batched(BATCH))
+
+        return epoch
+
+    return {
+        "webdataset, npy": lambda: reader(False),
+        "webdataset, npy read by hand": lambda: reader(True),
+    }
 
 
-def peers(alignments: Alignments, out: Path) -> dict[str, Callable[[], int]]:
-    found: dict[str, Callable[[], int]] = {}
+def peers(folder: Path, videos: int, out: Path) -> dict[str, Callable[[], Epoch]]:
+    found: dict[str, Callable[[], Epoch]] = {}
     for name, make in (("datasets", hugging_face), ("webdataset", web_dataset)):
+        (out / name).mkdir(parents=True, exist_ok=True)
         try:
-            found |= make(alignments, out / name)
+            found |= make(folder, videos, out / name)
         except ImportError as error:
             print(f"{name} is skipped: {error}")
     return found
 
 
-def reading(folder: Path, out: Path, rounds: int) -> None:
-    alignments = open_alignments(folder)
-    for name in ("datasets", "webdataset"):
-        (out / name).mkdir(parents=True, exist_ok=True)
-    kept = dataset_of(alignments, 64.0)
-    works = {
-        "ours": lambda: ours(alignments),
-        "ours, in memory after the first epoch": lambda: epoch_of(kept),
-        **peers(alignments, out),
+def seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def told(values: Sequence[float], digits: int = 1) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def reading(folder: Path, videos: int, out: Path, rounds: int) -> None:
+    held = [array.copy() for array in vectors(str(folder), videos)]
+    part = videos * GB / 2
+    own = "ours, from page cache"
+    readers: dict[str, Callable[[], Epoch]] = {
+        own: lambda: ours(folder, videos, part),
+        "ours, nothing kept": lambda: ours(folder, videos, 0.0),
+        "ours, all kept in memory": lambda: ours(folder, videos, 64.0),
+        "vectors in memory, copied into batches": lambda: stacked(held),
+        "pyarrow, embeddings decoded in order": lambda: row_groups(folder, videos),
+        **peers(folder, videos, out),
     }
-    times: dict[str, list[float]] = {name: [] for name in works}
+    first: dict[str, list[float]] = {name: [] for name in readers}
+    later: dict[str, list[float]] = {name: [] for name in readers}
     for turn in range(rounds + 1):
-        for name, work in works.items():
-            start = time.process_time()
-            videos = work()
-            if turn:  # the first one warms caches and verifies checksums
-                times[name].append(time.process_time() - start)
-    size = videos * FRAMES * TOKENS * DIM * 2 / 1e9
-    print("| reader | GB/s | ours is faster by |\n|---|---|---|")
-    for name, taken in times.items():
-        ratio = statistics.median(b / a for a, b in zip(times["ours"], taken, strict=True))
-        print(f"| {name} | {size / statistics.median(taken):.2f} | {ratio:.1f} |", flush=True)
-
-
-def step(folder: Path, name: str, steps: int) -> float:
-    """How much of a training step waits for the loader; returns seconds a video."""
-    alignments = open_alignments(folder)
-    dataset = dataset_of(alignments)
-    model = build_model(make_settings(MODELS[name]).model, Shape(DIM, FRAMES))
-    optimizer = torch.optim.AdamW(model.parameters())
-    entities = torch.from_numpy(alignments.entities.embeddings)
-    waits, wholes = [], []
-    batches = dataset.batches(dataset.epoch_order(0, 1), BATCH)
-    for _ in range(steps + 1):
-        start = time.perf_counter()
-        batch = next(batches)
-        waits.append(time.perf_counter() - start)
-        batch = batch.to(torch.device("cpu"))
-        loss = classification_loss(model(batch, entities, entities[:10]).logits, batch.label)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        wholes.append(time.perf_counter() - start)
-    wait, whole = statistics.median(waits[1:]), statistics.median(wholes[1:])
+        for name, make in readers.items():
+            epoch = make()
+            taken = seconds(epoch), seconds(epoch)
+            if turn:  # the first turn brings every file into the page cache
+                first[name].append(taken[0])
+                later[name].append(taken[1])
+    print(f"{videos} videos, {rounds} turns; ours from page cache may keep {part:.2f} GB of {2 * part:.2f}\n")
     print(
-        f"{name}: loader wait {100 * wait / whole:.2f} % of a step of {whole:.2f} s, {BATCH} videos",
-        flush=True,
+        "| reader | first epoch, GB/s | later, GB/s | ours from page cache is faster by |\n|---|---|---|---|"
     )
-    return whole / BATCH
+    for name in readers:
+        speeds = (videos * GB / statistics.median(times[name]) for times in (first, later))
+        ratio = told([theirs / our for our, theirs in zip(later[own], later[name], strict=True)])
+        print(f"| {name} | {' | '.join(f'{speed:.2f}' for speed in speeds)} | {ratio} |", flush=True)
 
 
-def backbone(clips: int) -> float:
-    """Seconds a clip that ViT-B/16 (r = 8, random weights, float32) takes; measured on a few clips."""
+@dataclass
+class Form:
+    """A form in training: its batches, and what its steps took."""
+
+    name: str
+    folder: Path
+    videos: int
+    costs: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    wholes: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        options, self.batches_wanted = MODELS[self.name]
+        alignments = open_alignments(self.folder)
+        dataset = dataset_of(alignments, self.videos)
+        self.model = build_model(make_settings(options).model, Shape(DIM, FRAMES))
+        self.optimizer = torch.optim.AdamW(self.model.parameters())
+        self.entities = torch.from_numpy(alignments.entities.embeddings)
+        self.steps = -(-self.videos // BATCH)
+        self.batches = dataset.batches(dataset.epoch_order(0, 1), BATCH)
+
+    def train(self, steps: int) -> float:
+        """Processor seconds a clip, reading included."""
+        begin, clips = time.process_time(), 0
+        for _ in range(steps):
+            start = time.perf_counter()
+            if (batch := next(self.batches, None)) is None:
+                break
+            self.waits.append(time.perf_counter() - start)
+            batch = batch.to(torch.device("cpu"))
+            logits = self.model(batch, self.entities, self.entities[:10]).logits
+            self.optimizer.zero_grad()
+            classification_loss(logits, batch.label).backward()
+            self.optimizer.step()
+            self.wholes.append(time.perf_counter() - start)
+            clips += len(batch.label)
+        self.costs.append(time.process_time() - begin)
+        return self.costs[-1] / max(clips, 1)
+
+
+def training(folder: Path, videos: int, rounds: int) -> None:
     from aligner.encoder import ClipRegionEncoder, load_clip
 
     encoder = ClipRegionEncoder(load_clip("ViT-B-16", "none")[0], 8)
-    pixels, taken = torch.randn(FRAMES, 3, 224, 224), []
-    for _ in range(clips + 1):
-        start = time.perf_counter()
-        encoder(pixels)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[1:])
+    pixels = torch.randn(FRAMES, 3, 224, 224)
+    encoder(pixels)
+    forms = [Form(name, folder, videos) for name in MODELS]
+    clip: list[float] = []
+    ratios: dict[str, list[float]] = {form.name: [] for form in forms}
+    for turn in range(rounds):
+        clip.append(seconds(lambda: encoder(pixels)))
+        for form in forms:
+            wanted = form.batches_wanted or form.steps
+            cost = form.train((turn + 1) * wanted // rounds - turn * wanted // rounds)
+            ratios[form.name].append((clip[-1] + cost) / cost)
+    scale = videos / 1000
+    print(
+        f"\nencoder: {told(clip, 2)} s a clip, {1000 * scale * statistics.median(clip):.0f} s of {videos}, scaled\n"
+    )
+    print("| form | epoch, s | of it measured | with the encoder before it | loader wait, % of a step |")
+    print("|---|---|---|---|---|")
+    for form in forms:
+        part = len(form.wholes) / form.steps
+        wait = 100 * sum(form.waits[1:]) / sum(form.wholes[1:])
+        print(
+            f"| {form.name} | {sum(form.costs) / part:.0f} | {100 * part:.0f} % | {told(ratios[form.name])} times "
+            f"| {wait:.2f} |",
+            flush=True,
+        )
 
 
-def memory(out: Path, num_shards: int) -> float:
-    """Largest memory, in MB, of a process that reads an epoch of so many equal shards."""
-    folder = write_folder(out / f"shards-{num_shards}", 4 * num_shards, num_shards)
-    command = [sys.executable, "-m", "benchmarks.reading", "--read", str(folder)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+def mb_of(file: str, name: str) -> float:
+    """Sum of the lines of a file of /proc/self that begin so, in MB (Linux)."""
+    lines = Path(f"/proc/self/{file}").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+
+def read_alone(folder: Path, cache_gb: float) -> None:
+    """What an epoch adds to this process, MB: at most resident (files that are mapped count), and private after it."""
+    alignments = open_alignments(folder)
+    dataset = dataset_of(alignments, None, cache_gb)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of the imports
+    before = mb_of("status", "VmHWM"), mb_of("smaps_rollup", "Private_")
+    epoch_of(dataset)
+    print(mb_of("status", "VmHWM") - before[0], mb_of("smaps_rollup", "Private_") - before[1])
+
+
+def memory(out: Path, counts: Sequence[int]) -> None:
+    print("\n| shards of 4 videos | MB of vectors | cache_gb | growth of the peak, MB | private growth, MB |")
+    print("|---|---|---|---|---|")
+    for count in counts:
+        folder = write_folder(out / f"shards-{count}", 4 * count, count)
+        for cache_gb in (0.0, 0.05):
+            command = [sys.executable, "-m", "benchmarks.reading", "--read", str(folder), str(cache_gb)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            figures = " | ".join(f"{float(figure):.0f}" for figure in done.stdout.split()[-2:])
+            print(f"| {count} | {4000 * count * GB:.0f} | {cache_gb} | {figures} |", flush=True)
 
 
 def main() -> None:
     """Write what is not there, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("out/reading"))
-    parser.add_argument("--videos", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=5, help="epochs of reading; 0 leaves it out")
+    parser.add_argument("--videos", type=int, default=1000, help="cached clips that are trained on")
+    parser.add_argument("--read-videos", type=int, default=300, help="those of them that readers read")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of reading; 0 leaves it out")
+    parser.add_argument("--turns", type=int, default=4, help="turns of training; 0 leaves it out")
     parser.add_argument(
-        "--steps", type=int, default=4, help="training steps; 0 leaves training and backbone out"
+        "--shards", type=int, nargs="*", default=[20, 200], help="numbers of shards, for memory"
     )
-    parser.add_argument(
-        "--shards", type=int, nargs="*", default=[10, 200], help="shards of 4 videos, for memory"
-    )
-    parser.add_argument("--read", type=Path, help="read one folder, print the largest memory in MB")
+    parser.add_argument("--read", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.read:
-        ours(open_alignments(given.read))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        read_alone(Path(given.read[0]), float(given.read[1]))
         return
-    folder = write_folder(given.out / "alignments", given.videos, 3)
+    folder = write_folder(given.out / "alignments", given.videos, -(-given.videos // 64))
     if given.rounds:
-        reading(folder, given.out, given.rounds)
-    if given.steps:
-        clip = backbone(2)
-        for name in MODELS:
-            cached = step(folder, name, given.steps)
-            print(
-                f"{name}: 1,000 clips, scaled: cached {1000 * cached:.0f} s, with the backbone before it "
-                f"{1000 * (clip + cached):.0f} s: {(clip + cached) / cached:.1f} times",
-                flush=True,
-            )
-    for count in given.shards:
-        print(f"{count} shards of 4 videos: {memory(given.out, count):.0f} MB at most")
+        reading(folder, min(given.read_videos, given.videos), given.out, given.rounds)
+    if given.turns:
+        training(folder, given.videos, given.turns)
+    if given.shards:
+        memory(given.out, given.shards)
 
 
 if __name__ == "__main__":

@@ -240,7 +240,9 @@ def write_shard(path, shard, members, world, fingerprint, per_group, views=None,
     file, index = path / f"shard-{shard:05d}.parquet", {}
     tables = [viewed_table(v, world, views, store) for v in good]
     schema = viewed_table(World().video("x", "x", None, 0, 0), world, views, store).schema
-    with pq.ParquetWriter(file, schema, use_dictionary=["video_id"], write_page_checksum=True) as writer:
+    compression = {name: "NONE" if name == "embedding" else "ZSTD" for name in schema.names}
+    options = {"use_dictionary": ["video_id"], "compression": compression, "write_page_checksum": True}
+    with pq.ParquetWriter(file, schema, **options) as writer:
         for group, start in enumerate(range(0, len(good), per_group)):
             offset = 0
             for video, table in zip(

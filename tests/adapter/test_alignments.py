@@ -1,5 +1,7 @@
 import json
+import mmap
 import shutil
+from dataclasses import fields
 
 import numpy as np
 import pyarrow as pa
@@ -70,7 +72,7 @@ def test_a_planned_video_that_is_nowhere_is_noticed(tmp_path, toy):
         open_alignments(path)
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "marker", "empty"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "nothing", "marker", "empty"])
 def test_damage_is_noticed_by_what_is_read(tmp_path, toy, damage):
     path = toy.write_alignments(tmp_path / "a", toy.world.learnable(2))
     shard, marker = path / "shard-00000.parquet", path / "shard-00000.json"
@@ -79,7 +81,8 @@ def test_damage_is_noticed_by_what_is_read(tmp_path, toy, damage):
         video = open_alignments(path).plan[0].video_id
         needle = next(open_alignments(path).read([video])).embeddings[0, 0].tobytes()
         data[data.index(needle) + 3] ^= 0xFF
-    shard.write_bytes(data[: len(data) // 2] if damage == "truncate" else data)
+    left = {"truncate": len(data) // 2, "nothing": 0}.get(damage, len(data))
+    shard.write_bytes(data[:left])
     if damage in ("marker", "empty"):
         content = json.loads(marker.read_text())
         for slot in content["videos"].values():
@@ -291,3 +294,92 @@ def test_whole_videos_are_views_of_their_row_group_and_partial_ones_are_not(tmp_
         vectors = opened._group(*opened.group_of(made.video_id)).vectors
         assert np.shares_memory(read.embeddings, vectors) == (made is not videos[0])
         assert read.mask.all() == (made is not videos[0])
+
+
+def of_file(group):
+    """Whether the vectors of a row group are looked at in its file."""
+    base = group.vectors
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(base.obj if isinstance(base, memoryview) else base, mmap.mmap)
+
+
+def test_vectors_are_looked_at_in_the_file(stores):
+    """Those of a store of top-k lie between other things: they are small, and copied."""
+    for store, path in stores.items():
+        opened = open_alignments(path)
+        list(opened.read(opened.index))
+        groups = list(opened._groups.values())
+        assert len(groups) > 2 and {of_file(group) for group in groups} == {store != "topk"}
+
+
+def rewritten(path, how):
+    """The shards once more, with the same rows in row groups, written in another way."""
+    for file in path.glob("shard-*.parquet"):
+        with pq.ParquetFile(file) as parquet:
+            groups = [parquet.read_row_group(i) for i in range(parquet.num_row_groups)]
+        with pq.ParquetWriter(file, groups[0].schema, write_page_checksum=True, **how) as writer:
+            for table in groups:
+                writer.write_table(table)
+    return path
+
+
+def equal(first, second):
+    names = [spec.name for spec in fields(first)]
+    return all(np.array_equal(getattr(first, name), getattr(second, name)) for name in names)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"compression": "ZSTD"},
+        {"use_dictionary": True, "compression": "NONE"},
+        {"use_dictionary": False, "compression": "NONE", "data_page_size": 64, "write_batch_size": 8},
+    ],
+    ids=["compressed", "dictionary", "pages"],
+)
+def test_vectors_that_do_not_lie_in_one_run_are_copied(stores, tmp_path, how):
+    path = rewritten(shutil.copytree(stores["fp16"], tmp_path / "a"), how)
+    usual, other = open_alignments(stores["fp16"]), open_alignments(path)
+    other.keep_bytes = 1 << 30
+    for ids in (sorted(usual.index), sorted(usual.index)[::-1]):
+        assert all(map(equal, usual.read(ids), other.read(ids)))
+    assert not any(map(of_file, other._groups.values()))
+
+
+@pytest.mark.parametrize(
+    ("store", "kept"),
+    [("fp16", 0), ("fp16", 10_000), ("fp16", 1 << 30), ("int8", 1 << 30), ("topk", 1 << 30)],
+)
+def test_what_is_kept_of_row_groups_changes_nothing_but_memory(stores, store, kept):
+    first, opened = open_alignments(stores[store]), open_alignments(stores[store])
+    opened.keep, opened.keep_bytes = 1, kept
+    for ids in (sorted(opened.index), sorted(opened.index)[::-1]):
+        assert all(map(equal, first.read(ids), opened.read(ids)))
+    arrays = [array for rest in opened._rest.values() for array in (rest.owner, *rest.columns.values())]
+    assert sum(array.nbytes for array in arrays) <= kept
+    assert not any(rest.vectors.size for rest in opened._rest.values())
+    all_groups = {opened.group_of(video) for video in opened.index}
+    if kept == 0 or store == "topk":
+        assert not opened._rest
+    else:
+        assert (set(opened._rest) == all_groups) == (kept > 10_000) and opened._rest
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 30])
+def test_a_shard_put_in_the_place_of_one_that_was_read_is_verified(tmp_path, toy, kept):
+    path = toy.write_alignments(tmp_path / "a", toy.world.learnable(2), num_shards=1)
+    opened = open_alignments(path)
+    opened.keep, opened.keep_bytes = 1, kept
+    ids = sorted(opened.index)
+    before = list(opened.read(ids))
+    shard, content = path / "shard-00000.parquet", (path / "shard-00000.parquet").read_bytes()
+    needle = before[0].embeddings[0, 0].tobytes()
+    (path / "new").write_bytes(content.replace(needle, needle[:-1] + bytes([needle[-1] ^ 1])))
+    (path / "new").replace(shard)
+    assert equal(before[-1], next(opened.read(ids[-1:])))  # its row group is in memory still
+    with pytest.raises(AdapterError, match="shard 0 of .* is damaged: .*run `aligner verify"):
+        list(opened.read(ids))
+    (path / "new").write_bytes(content)
+    (path / "new").replace(shard)
+    assert all(map(equal, before, opened.read(ids)))

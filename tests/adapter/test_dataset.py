@@ -11,6 +11,7 @@ from adapter.config import AdapterError
 from adapter.dataset import (
     Sample,
     VideoDataset,
+    all_views,
     default_split,
     draw_shots,
     hold_out,
@@ -46,6 +47,32 @@ def test_memory_does_not_change_content(learnable):
     assert kept.cached and not streamed.cached
     for i in (3, 70, 3):
         np.testing.assert_array_equal(kept[i][0].embeddings, streamed[i][0].embeddings)
+
+
+def test_what_may_stay_in_memory_of_row_groups_is_what_the_cache_may_have(learnable):
+    opened = open_alignments(learnable)
+    assert VideoDataset(opened, samples_of(opened), 1.0).cached and opened.keep_bytes == 0
+    half = opened.bytes_per_video() * len(opened.plan) / 2e9
+    assert not VideoDataset(opened, samples_of(opened), half).cached
+    assert opened.keep_bytes == int(half * 1e9)
+
+
+@pytest.mark.parametrize("views", [None, 2])
+def test_what_fits_in_memory_is_read_once_whatever_the_order(tmp_path, toy, views):
+    path = toy.write_alignments(tmp_path / "a", toy.world.learnable(4), views=views)
+    opened = open_alignments(path)
+    samples = all_views(samples_of(opened)[::2], opened.views)
+    dataset, streamed = VideoDataset(opened, samples), VideoDataset(open_alignments(path), samples, 0.0)
+    expected = [streamed[i] for i in range(len(samples))]
+    for group in {opened.group_of(sample.video_id) for sample in samples}:
+        dataset[next(i for i, sample in enumerate(samples) if opened.group_of(sample.video_id) == group)]
+    for file in path.glob("shard-*.parquet"):
+        file.unlink()
+    for i in np.random.default_rng(0).permutation(len(samples)).tolist():
+        video, label = dataset[i]
+        assert label == expected[i][1]
+        np.testing.assert_array_equal(video.embeddings, expected[i][0].embeddings)
+    assert len(dataset._memory) == len(samples)
 
 
 @pytest.mark.parametrize("gb", [0.0, 1.0])

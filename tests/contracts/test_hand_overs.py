@@ -206,6 +206,8 @@ def test_adapter_reads_every_store_that_the_aligner_writes(
             assert (np.abs(video.embeddings - exact) <= step / 2 + 2.0**-11 * np.abs(exact)).all()
             np.testing.assert_array_equal(video.topk_score, whole[video.video_id].topk_score)
         assert alignments_artifact.store_of(opened.manifest) == opened.store == store
+        # What is stored for every row can be mapped from the aligner's files.
+        assert {group.offset is None for group in opened._groups.values()} == {store == "topk"}
 
 
 def _read_all(opened: Alignments) -> list[Video]:
