@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -55,7 +55,6 @@ from adapter.state import (
 )
 from adapter.tracking import TRACKERS, Tracker
 
-CHUNK = 32  # videos that are scored together, whatever the batch size and the number of ranks
 STATE_SECONDS = 15.0  # an epoch's end saves a state when the last one is older
 SUMS = ("loss", "right", "agreement")
 
@@ -444,40 +443,22 @@ def validate(
 ) -> dict[str, float]:
     """Loss and accuracy on the validation videos, over all their views; empty where there are none.
 
-    Videos are scored in chunks of fixed content, each by one rank, and every video's logits land in its own row:
-    neither the batch size nor the number of ranks changes a bit of the result.
+    Neither the batch size nor the number of ranks changes a bit of the result.
     """
     if len(dataset) == 0:
         return {}
     model.eval()
-    order = dataset.reading_order()
-    logits = torch.zeros(len(dataset), len(labels))
-    scored = torch.zeros(len(dataset))
-    with torch.random.fork_rng():
-        for start in ranks.part(range(0, len(order), CHUNK)):
-            torch.manual_seed(config.seed + start)
-            part = order[start : start + CHUNK]
-            (views,) = dataset.view_batches(part, len(part))
-            logits[part] = _view_average(model, views, entities, labels, config, ranks.device)
-            scored[part] += 1
-    logits, scored = ranks.sum(logits), ranks.sum(scored)
-    assert bool((scored == 1).all()), "every video is scored exactly once"
+
+    def score(part: Sequence[int]) -> Tensor:
+        (views,) = dataset.view_batches(part, len(part))
+        with precision(ranks.device, config.precision):
+            said = [model(batch.to(ranks.device), entities, labels).logits for batch in views]
+        return average_views(torch.stack(said))
+
+    logits = ranks.rows(dataset.reading_order(), (len(labels),), score, config.seed)
     label = torch.tensor([sample.label for sample in dataset.samples])
     loss = F.cross_entropy(logits.double(), label)
     return {"val_loss": loss.item(), "val_top1": int((logits.argmax(1) == label).sum()) / len(dataset)}
-
-
-def _view_average(
-    model: VideoAdapter,
-    views: Iterator[Batch],
-    entities: Tensor,
-    labels: Tensor,
-    config: TrainConfig,
-    device: torch.device,
-) -> Tensor:
-    with precision(device, config.precision):
-        said = [model(batch.to(device), entities, labels).logits for batch in views]
-    return average_views(torch.stack(said)).float().cpu()
 
 
 @contextmanager

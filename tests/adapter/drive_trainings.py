@@ -15,7 +15,7 @@ import pandas  # noqa: F401, with torch._dynamo what trainings import at work: o
 import torch
 import torch._dynamo
 
-from adapter import checkpoint
+from adapter import checkpoint, ranks
 from adapter import train as work
 from adapter.alignments import open_alignments
 from adapter.config import AdapterError, make_settings
@@ -69,18 +69,18 @@ def figures(job, settings):
     """Validation of an untrained model by all ranks; the first writes it."""
     alignments = open_alignments(Path(job["alignments"]))
     data = work.prepare(alignments, open_labels(Path(job["labels"])), settings.train)
-    with joined(torch.device("cpu")) as ranks, work.seeded(0):
-        model = work._fresh_model(settings, alignments, data.labels, ranks.device)
-        training = work.Training.of(model, data, alignments, settings.train, ranks, Path(job["out"]), {})
+    with joined(torch.device("cpu")) as group, work.seeded(0):
+        model = work._fresh_model(settings, alignments, data.labels, group.device)
+        training = work.Training.of(model, data, alignments, settings.train, group, Path(job["out"]), {})
         found = training._validate()
-        if ranks.leads:
+        if group.leads:
             Path(job["out"]).write_text(json.dumps(found))
 
 
 def run(job, rank):
     """One process of a job."""
     settings = make_settings(job["settings"])
-    work.CHUNK = job.get("chunk", work.CHUNK)
+    ranks.PASS = job.get("pass", ranks.PASS)
     if "fault" in job and rank == job.get("fault_rank", 0):
         prepare_fault(*job["fault"])
     if job.get("validate"):

@@ -45,7 +45,7 @@ def trainings(tmp_path_factory, learnable, label_set):
     ]
     for ranks, batch_size in ((1, 7), (2, 5), (3, 16)):
         name = f"figures of {ranks}"
-        jobs.append(job(name, {**QUIET, "batch_size": batch_size}, ranks=ranks, validate=True, chunk=4))
+        jobs.append(job(name, {**QUIET, "batch_size": batch_size}, ranks=ranks, validate=True, **{"pass": 4}))
     done = subprocess.run(
         [sys.executable, DRIVER],
         input=json.dumps([settings for _, settings in jobs]),

@@ -10,11 +10,6 @@ from typer.testing import CliRunner
 from adapter.artifact import describe_file
 from adapter.cli import app
 from adapter.config import AdapterError, make_settings
-from adapter.dataset import Sample
-from adapter.evaluate import open_all, score
-from adapter.protocols import run_protocol
-from adapter.recipes import find
-from adapter.scoretable import ScoreTable
 from adapter.scoring import run_and_keep
 from adapter.train import train
 
@@ -87,23 +82,6 @@ def test_a_second_run_gives_the_same_bytes(world, mini):
         )
         hashes.append([describe_file(world / "run" / name) for name in names])
     assert hashes[0] == hashes[1]
-
-
-def test_every_video_counts_once_whatever_the_batch(world, mini):
-    recipe = find("hmdb51-few-shot-2")
-    opened = open_all(world / "run", world / "alignments", world / "labels", "cpu")
-    samples = [
-        Sample(video.video_id, -1)
-        for video in opened.alignments.plan
-        if video.video_id in opened.alignments.index
-    ]
-    found = []
-    for size in (1, 7, 64):
-        scores = score(opened, samples, batch_size=size)
-        table = ScoreTable("run", scores.video_ids, opened.labels.labels, scores.logits.astype(np.float64))
-        result = run_protocol(recipe, [table], mini.root)
-        found.append((result["parts"][0]["n"], result["table"], result["parts"][0]["per_class"]))
-    assert found[0][0] == 10 and found[0] == found[1] == found[2]
 
 
 def test_a_linear_probe_of_z(tmp_path, toy, mini, world):
