@@ -1,6 +1,6 @@
-"""Trains in child processes that may be killed, stopped or joined to ranks; jobs come as JSON, outcomes go as JSON.
+"""Trains and scores in child processes that may be killed, stopped or joined to ranks; jobs and outcomes are JSON.
 
-Run by tests as a program: torch is imported once, and every training is a fork of that process.
+Run by tests as a program: torch is imported once, and every job's process is a fork of that process.
 """
 
 import json
@@ -19,8 +19,10 @@ from adapter import checkpoint, ranks
 from adapter import train as work
 from adapter.alignments import open_alignments
 from adapter.config import AdapterError, make_settings
+from adapter.evaluate import evaluate, predict
 from adapter.labels import open_labels
 from adapter.ranks import joined
+from adapter.scoring import run_and_keep
 
 
 def at_call(module, name, number, act):
@@ -77,10 +79,29 @@ def figures(job, settings):
             Path(job["out"]).write_text(json.dumps(found))
 
 
+def forbidden(*paths):
+    raise AssertionError(f"only the first rank writes, this one wrote {paths[-1]}")
+
+
+def score(job, rank):
+    """Evaluate a run, predict with it, and score it by a protocol."""
+    if rank:
+        os.replace = os.mkdir = forbidden
+    out, *data = (Path(job[name]) for name in ("out", "alignments", "labels"))
+    evaluate(
+        out, *data, job.get("split"), "shared", device="cpu", head=job.get("head", "text"), sensitivity=True
+    )
+    predict(out, *data, out / "new" / "predictions.parquet", device="cpu")
+    if "protocol" in job:
+        run_and_keep(job["protocol"], [out], Path(job["lists"]), *data, out / "table.json", "cpu")
+
+
 def run(job, rank):
     """One process of a job."""
-    settings = make_settings(job["settings"])
     ranks.PASS = job.get("pass", ranks.PASS)
+    if "settings" not in job:
+        return score(job, rank)
+    settings = make_settings(job["settings"])
     if "fault" in job and rank == job.get("fault_rank", 0):
         prepare_fault(*job["fault"])
     if job.get("validate"):

@@ -2,8 +2,13 @@
 
 import csv
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -82,6 +87,105 @@ def test_a_second_run_gives_the_same_bytes(world, mini):
         )
         hashes.append([describe_file(world / "run" / name) for name in names])
     assert hashes[0] == hashes[1]
+
+
+DRIVER = Path(__file__).parent / "drive_trainings.py"
+
+
+def damage_last_group(alignments):
+    """Let the last row group hold a number that is none; the others are as they were."""
+    (file,) = alignments.glob("shard-*.parquet")
+    old = pq.ParquetFile(file)
+    groups = [old.read_row_group(i) for i in range(old.num_row_groups)]
+    place = groups[-1].column_names.index("norm")
+    groups[-1] = groups[-1].set_column(
+        place, "norm", pa.array([float("nan")] * len(groups[-1]), pa.float32())
+    )
+    with pq.ParquetWriter(file, old.schema_arrow, write_page_checksum=True) as writer:
+        for group in groups:
+            writer.write_table(group)
+
+
+@pytest.fixture(scope="module")
+def shared_out(tmp_path_factory, world, mini, toy):
+    """Copies of the run by name, scored by several processes; their exit codes; what was said."""
+    root, data = tmp_path_factory.mktemp("ranks"), tmp_path_factory.mktemp("data")
+    names = mini.classes["hmdb51"]
+    few = [toy.world.video(f"{names[0]}/{mini.video(names[0], i)}", names[0], "test", 0, i) for i in (0, 1)]
+    toy.write_alignments(data / "few", few, num_shards=1)
+    damage_last_group(toy.write_alignments(data / "damaged", few, num_shards=1, per_group=1))
+    common = {
+        "labels": str(world / "labels"),
+        "lists": str(mini.root),
+        "alignments": str(world / "alignments"),
+    }
+    common["protocol"] = "hmdb51-few-shot-2"
+    jobs = {f"{ranks} ranks": {**common, "ranks": ranks, "pass": 3} for ranks in (1, 2, 3)}
+    jobs["two ranks, probed"] = {**common, "ranks": 2, "pass": 3, "head": "probe"}
+    jobs["alone, probed"] = {**common, "pass": 3, "head": "probe"}
+    jobs["crowd"] = {**common, "ranks": 3, "pass": 1, "alignments": str(data / "few")}
+    jobs["two alone"] = {**common, "pass": 1, "alignments": str(data / "few")}
+    jobs["damaged"] = {**common, "ranks": 2, "pass": 1, "alignments": str(data / "damaged")}
+    for name, job in jobs.items():
+        job["out"] = str(shutil.copytree(world / "run", root / name))
+    done = subprocess.run(
+        [sys.executable, DRIVER],
+        input=json.dumps(list(jobs.values())),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        start_new_session=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return root, dict(zip(jobs, json.loads(done.stdout), strict=True)), done.stderr
+
+
+WRITTEN = (
+    "eval-shared.json",
+    "predictions-shared.parquet",
+    "new/predictions.parquet",
+    "protocol-hmdb51-few-shot-2.json",
+    "scores-hmdb51-few-shot-2.parquet",
+    "table.json",
+)
+
+
+def content(run, name):
+    """What a file says, less the name of its folder."""
+    return (run / name).read_bytes().replace(f'"{run.name}"'.encode(), b'"run"')
+
+
+@pytest.mark.parametrize(
+    ("name", "alone"),
+    [
+        ("2 ranks", "1 ranks"),
+        ("3 ranks", "1 ranks"),
+        ("two ranks, probed", "alone, probed"),
+        ("crowd", "two alone"),
+    ],
+)
+def test_the_number_of_ranks_changes_no_bit_of_what_is_written(shared_out, name, alone):
+    root, codes, said = shared_out
+    assert {*codes[name], *codes[alone]} == {0}, said
+    for file in WRITTEN:
+        assert content(root / name, file) == content(root / alone, file), file
+    assert {path.name for path in (root / name).iterdir()} == {path.name for path in (root / alone).iterdir()}
+
+
+def test_every_video_counts_once_whatever_the_number_of_ranks(shared_out, world):
+    root, _, _ = shared_out
+    for name, n, planned in (("3 ranks", 10, 70), ("crowd", 2, 2)):
+        result = json.loads((root / name / "eval-shared.json").read_text())
+        assert (result["n"], sum(row["n"] for row in result["per_class"])) == (n, n)
+        videos = pq.read_table(root / name / "new" / "predictions.parquet")["video_id"].to_pylist()
+        assert len(videos) == len(set(videos)) == planned
+
+
+def test_damage_that_one_rank_meets_ends_all_with_a_message(shared_out):
+    root, codes, said = shared_out
+    assert codes["damaged"] == [1, 1] and not (root / "damaged" / "eval-shared.json").exists()
+    assert "Traceback" not in said
+    assert "another of the 2 processes ended before its part was done" in said and "not finite" in said
 
 
 def test_a_linear_probe_of_z(tmp_path, toy, mini, world):
