@@ -84,22 +84,20 @@ def forbidden(*paths):
 
 
 def score(job, rank):
-    """Evaluate a run, predict with it, and score it by a protocol."""
+    """Evaluate a run by every head of the job, predict with it, and score it by a protocol."""
     if rank:
         os.replace = os.mkdir = forbidden
     out, *data = (Path(job[name]) for name in ("out", "alignments", "labels"))
-    evaluate(
-        out, *data, job.get("split"), "shared", device="cpu", head=job.get("head", "text"), sensitivity=True
-    )
+    for head in job["heads"]:
+        evaluate(out, *data, name=f"by-{head}", device="cpu", head=head)
     predict(out, *data, out / "new" / "predictions.parquet", device="cpu")
-    if "protocol" in job:
-        run_and_keep(job["protocol"], [out], Path(job["lists"]), *data, out / "table.json", "cpu")
+    run_and_keep(job["protocol"], [out], Path(job["lists"]), *data, out / "table.json", "cpu")
 
 
 def run(job, rank):
     """One process of a job."""
     ranks.PASS = job.get("pass", ranks.PASS)
-    if "settings" not in job:
+    if "heads" in job:
         return score(job, rank)
     settings = make_settings(job["settings"])
     if "fault" in job and rank == job.get("fault_rank", 0):
