@@ -117,7 +117,7 @@ def train(
         require_videos(data, config, ranks)
         model = _fresh_model(settings, opened, data.labels, ranks.device)
         inputs = _inputs(opened, label_set)
-        identity = _identity(settings, inputs)
+        identity = _identity(settings, inputs, data.train.window)
         state = ranks.first(lambda: begin(out, identity, force, resume))
         with removed_on_failure(out) if ranks.leads else nullcontext():
             training = Training.of(model, data, opened, config, ranks, out, identity)
@@ -593,9 +593,9 @@ def _inputs(opened: Alignments, labels: Labels) -> dict[str, str]:
     }
 
 
-def _identity(settings: Settings, inputs: dict[str, str]) -> dict[str, Any]:
-    # The order of videos depends on whether they fit in memory.
-    config = {**_config_that_matters(settings), "cache_gb": settings.train.cache_gb}
+def _identity(settings: Settings, inputs: dict[str, str], window: int) -> dict[str, Any]:
+    # The order of videos depends on how many row groups fit in memory (--cache-gb).
+    config = {**_config_that_matters(settings), "window (--cache-gb)": window}
     return {**config, **{f"inputs.{name}": fingerprint for name, fingerprint in inputs.items()}}
 
 
