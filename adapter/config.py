@@ -396,8 +396,9 @@ class TrainConfig:
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
     precision: str = option(
         "auto",
-        "fp32, bf16 (autocast; weights stay float32), or auto: bf16 on CUDA, fp32 elsewhere.",
-        choices=("auto", "fp32", "bf16"),
+        "fp32, bf16 or fp16 (autocast; weights stay float32; fp16 scales the loss and needs CUDA), or auto: bf16 on "
+        "CUDA, fp32 elsewhere.",
+        choices=("auto", "fp32", "bf16", "fp16"),
     )
     threads: int = option(0, "CPU threads; 0 leaves torch's choice (one can be faster on busy cores).", low=0)
     save_every: int = option(

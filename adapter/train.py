@@ -8,6 +8,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -109,6 +110,7 @@ def train(
     """
     config, started = settings.train, time.perf_counter()
     device = choose_device(config.device)
+    require_precision(device, config.precision)
     opened = open_alignments(alignments)
     opened.require_regions(settings.model)
     label_set = open_labels(labels, opened.model)
@@ -185,6 +187,7 @@ class Training:
     labels: Tensor
     class_weights: Tensor | None
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     schedule: torch.optim.lr_scheduler.LambdaLR
     average: MovingAverage | None
     initial: dict[str, Tensor]
@@ -225,6 +228,7 @@ class Training:
             labels,
             weights,
             optimizer,
+            loss_scaler(ranks.device, config.precision),
             torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(config, steps)),
             MovingAverage(model, config.ema) if config.ema else None,
             state_of(model) if config.wise_alpha < 1 else {},
@@ -302,11 +306,17 @@ class Training:
         values = self.ranks.sum(torch.tensor(list(sums.values()), dtype=torch.float64))
         sums = dict(zip(sums, values.tolist(), strict=True))
         self._require_finite(sums)
+        # Every rank has the same sum, so an overflow on one of them makes all leave the step out.
         self.ranks.sum_gradients(self.model.parameters())
+        self.scaler.unscale_(self.optimizer)
         if self.config.grad_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        self.optimizer.step()
-        self.schedule.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        with warnings.catch_warnings():
+            # A first step that overflowed is left out; torch takes that for calls in the wrong order.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self.schedule.step()
         return sums
 
     def score(self) -> dict[str, float]:
@@ -356,7 +366,7 @@ class Training:
             if self.average:
                 tensors |= {f"average.{name}": value.cpu() for name, value in self.average.weights.items()}
             schedule = {**self.schedule.state_dict(), "lr_lambdas": [None] * len(self.optimizer.param_groups)}
-            note = {"identity": self.identity, "schedule": schedule}
+            note = {"identity": self.identity, "schedule": schedule, "scaler": self.scaler.state_dict()}
             save_state(self.out, tensors, self.position, note, self.config.keep_states)
         self.saved_at = time.monotonic()
         if stop:
@@ -374,6 +384,8 @@ class Training:
             if self.average:
                 self.average.weights = _named(tensors, "average.")
             self.schedule.load_state_dict(note["schedule"])
+            if self.scaler.is_enabled():
+                self.scaler.load_state_dict(note["scaler"])
             self._restore_optimizer(_named(tensors, "optimizer."), note["schedule"]["_last_lr"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise AdapterError(
@@ -402,7 +414,7 @@ class Training:
                 loss = classification_loss(output.logits, batch.label, *how)
             else:
                 loss = mixed_loss(*mixup(output.logits, output.z, batch.label, batch.share), *how)
-        (loss * (n / videos)).backward()
+        self.scaler.scale(loss * (n / videos)).backward()
         sums["loss"] += loss.item() * n
         sums["right"] += int((output.logits.argmax(1) == batch.label).sum())
         sums["agreement"] += output.agreement.item() * n
@@ -516,10 +528,25 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def precision(device: torch.device, kind: str = "auto") -> Iterator[None]:
-    """bfloat16 autocast or float32; ``auto`` is the former on CUDA, the latter elsewhere."""
-    half = device.type == "cuda" if kind == "auto" else kind == "bf16"
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+    """bfloat16 or float16 autocast, or float32; ``auto`` is bfloat16 on CUDA, float32 elsewhere."""
+    if kind == "auto":
+        kind = "bf16" if device.type == "cuda" else "fp32"
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(kind)
+    with torch.autocast(device.type, dtype=half, enabled=half is not None):
         yield
+
+
+def require_precision(device: torch.device, kind: str) -> None:
+    """Refuse float16 where there is no CUDA."""
+    if kind == "fp16" and device.type != "cuda":
+        raise AdapterError(
+            f"--precision fp16 needs a CUDA device and this training has {device.type}; use bf16 or fp32"
+        )
+
+
+def loss_scaler(device: torch.device, kind: str) -> torch.amp.GradScaler:
+    """What keeps float16 gradients from vanishing; does nothing at other precisions."""
+    return torch.amp.GradScaler(device.type, enabled=kind == "fp16")
 
 
 @contextmanager
