@@ -77,6 +77,11 @@ class Opened:
         """Where this process computes."""
         return self.ranks.device
 
+    def same_corpus(self) -> bool:
+        """Whether the videos are aligned to the corpus that the run was trained with; it may be another."""
+        known = self.run.manifest["inputs"].get("corpus", {})
+        return known.get("fingerprint") == self.alignments.manifest["corpus"]["fingerprint"]
+
     def seen(self) -> Bool[np.ndarray, " classes"]:
         """Which labels of the set the run was trained on, by ``name_key``."""
         trained = {name_key(label) for label in self.run.train_labels}
@@ -384,6 +389,7 @@ def _evaluated(
         "run": opened.run.manifest["fingerprint"],
         "alignments": opened.alignments.fingerprint,
         "labels": opened.labels.fingerprint,
+        "same_corpus": opened.same_corpus(),
         "random_weights": bool(opened.alignments.model.get("random_weights")),
         **summarise(scores, opened.labels.labels, seen, part),
         **_account(selection, samples, failed, scores, opened.run),

@@ -182,6 +182,7 @@ def _table(
         "run": run.manifest["fingerprint"],
         "alignments": alignments.fingerprint,
         "labels": opened.labels.fingerprint,
+        "same_corpus": opened.same_corpus(),
         "train_seed": run.config["seed"],
         "views": {key: settings[key] for key in _VIEWS if settings.get(key) is not None},
         "random_weights": bool(alignments.model.get("random_weights")),

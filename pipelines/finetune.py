@@ -37,6 +37,7 @@ from aligner.engine import Stop
 from aligner.plan import FRAME_RATE, make_plan
 from aligner.run import stop_signals
 from corpus_builder import artifact as corpora
+from pipelines.augment import refuse_mirrored_classes
 from pipelines.config import PipelineConfig, check_config
 from pipelines.errors import PipelineError
 from pipelines.feed import ClipFeed
@@ -189,6 +190,7 @@ class Session:
         )
         settings = adapter_settings(inputs.run, config, adapter_options)
         data = prepare(alignments, labels, settings.train)
+        refuse_mirrored_classes(data.labels.labels, config)
         cached = alignments.manifest["config"]
         with seeded(config.seed):
             adapter = start_adapter(inputs.run, settings, alignments, data.labels, device)

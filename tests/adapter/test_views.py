@@ -124,6 +124,19 @@ def test_every_video_counts_once(run, several, label_set, tmp_path, videos):
     assert sorted(row["video_id"] for row in rows) == sorted(video.video_id for video in videos)
 
 
+def test_several_views_give_the_same_files_whatever_the_generators_say(run, several, label_set):
+    """No view is drawn when a video is scored: no random number reaches a figure or a prediction."""
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - whoever might use it
+        evaluate(run, several, label_set, "test", name="again", device="cpu")
+        found.append(
+            [(run / f"{file}").read_bytes() for file in ("eval-again.json", "predictions-again.parquet")]
+        )
+    assert found[0] == found[1]
+
+
 def test_the_first_view_is_explained(run, several, alone, label_set, videos):
     ids = [videos[0].video_id]
     whole, first = (explain(run, folder, label_set, ids, device="cpu") for folder in (several, alone[0]))
