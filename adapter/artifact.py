@@ -33,6 +33,7 @@ LAST_WEIGHTS = "last.safetensors"
 METRICS = "metrics.jsonl"
 VIDEOS = "videos.parquet"
 VIDEO_ID = "video_id"
+VIEW = "view"
 ABLATION = "ablation.json"
 ABLATION_TABLE = "ablation.md"
 MADE_BY = "adapter train --alignments DIR --labels DIR --out DIR"
@@ -93,25 +94,54 @@ def scores_name(name: str) -> str:
 
 
 def scores_table(video_ids: Sequence[str], labels: Sequence[str], scores: np.ndarray) -> pa.Table:
-    """Scores of videos (rows) for classes (columns): ``video_id``, then a column of numbers for each label."""
-    return pa.table([list(video_ids), *scores.T], names=[VIDEO_ID, *labels])
+    """Scores (views, videos, classes): ``video_id``, with several views ``view``, a column of numbers for each label.
+
+    The views of a video lie beside each other.
+    """
+    views = len(scores)
+    videos = [video for video in video_ids for _ in range(views)]
+    numbers = scores.transpose(2, 1, 0).reshape(len(labels), -1)
+    told = {VIEW: np.tile(np.arange(views, dtype=np.int16), len(video_ids))} if views > 1 else {}
+    return pa.table([videos, *told.values(), *numbers], names=[VIDEO_ID, *told, *labels])
 
 
 def read_scores(file: Path) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
-    """Video ids, labels and scores (videos, labels) of a file as ``scores_table`` is stored, or of such a CSV."""
+    """Video ids, labels and scores (views, videos, labels) of a file as ``scores_table`` is stored, or of such a CSV.
+
+    Rows may be in any order.
+    """
     mend = f"it needs a column {VIDEO_ID} and a column of numbers for each label"
     if not file.is_file():
         raise AdapterError(f"there is no file {file}; {mend}")
     try:
         table = pa_csv.read_csv(file) if file.suffix == ".csv" else pq.read_table(file)
         videos = table[VIDEO_ID].cast(pa.string()).to_pylist()
-        labels = tuple(name for name in table.column_names if name != VIDEO_ID)
+        told = VIEW in table.column_names[:2]
+        views = table[VIEW].cast(pa.int64()).to_numpy() if told else np.zeros(len(videos), np.int64)
+        labels = tuple(
+            name for name in table.column_names if name != VIDEO_ID and not (told and name == VIEW)
+        )
         columns = [table[name].cast(pa.float64()).to_numpy() for name in labels]
     except (pa.ArrowException, KeyError, ValueError, OSError) as error:
         raise AdapterError(f"{file} holds no scores ({reason(error)}); {mend}") from error
     if not labels or not videos:
         raise AdapterError(f"{file} holds {len(videos)} videos and {len(labels)} labels; {mend}")
-    return tuple(videos), labels, np.stack(columns, axis=1)
+    scores = np.stack(columns, axis=1)
+    if not told:
+        return tuple(videos), labels, scores[None]
+    names, places = _by_view(videos, views.tolist(), file)
+    return names, labels, scores[places]
+
+
+def _by_view(videos: Sequence[str], views: Sequence[int], file: Path) -> tuple[tuple[str, ...], np.ndarray]:
+    """The videos, and the row of each view (first axis) of each of them."""
+    rows = {key: i for i, key in enumerate(zip(videos, views, strict=True))}
+    names, numbers = tuple(dict.fromkeys(videos)), range(len(set(views)))
+    if len(rows) != len(videos) or rows.keys() != {(name, view) for name in names for view in numbers}:
+        raise AdapterError(
+            f"{file}: column {VIEW} must number the views of every video from 0 to {len(numbers) - 1}, each once"
+        )
+    return names, np.array([[rows[name, view] for name in names] for view in numbers])
 
 
 def state_name(steps: int) -> str:

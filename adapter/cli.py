@@ -169,11 +169,13 @@ def eval_cli(
     zero-shot with the harmonic mean. Every video counts once; failed and unlabelled ones are reported.
     """
     from adapter.evaluate import evaluate
+    from adapter.ranks import leads
 
     result = evaluate(
         run, alignments, labels, split, name, candidates, reverse_time, blend, device, head, sensitivity
     )
-    typer.echo(json.dumps(result, sort_keys=True) if as_json else _eval_words(result))
+    if leads():
+        typer.echo(json.dumps(result, sort_keys=True) if as_json else _eval_words(result))
 
 
 @app.command("predict")
@@ -189,11 +191,13 @@ def predict_cli(
 ) -> None:
     """Predict every aligned video, labelled or not."""
     from adapter.evaluate import predict
+    from adapter.ranks import leads
 
     counts = predict(run, alignments, labels, out, topk, blend, device)
-    typer.echo(
-        f"{out}: {counts['predicted']} of {counts['planned']} videos predicted, {counts['failed']} failed"
-    )
+    if leads():
+        typer.echo(
+            f"{out}: {counts['predicted']} of {counts['planned']} videos predicted, {counts['failed']} failed"
+        )
 
 
 @app.command("explain")

@@ -104,11 +104,13 @@ def run_cli(
     The result says what was done: lists with their hashes, videos missing by name, views, seeds, n and an interval
     over videos. A run keeps it as `protocol-NAME.json`, beside the scores, which are a source in their turn.
     """
+    from adapter.ranks import leads
     from adapter.scoring import run_and_keep
     from adapter.tabulate import result_words
 
     result = run_and_keep(name, sources, lists, alignments, labels, out, device)
-    typer.echo(json.dumps(result, sort_keys=True) if as_json else result_words(result))
+    if leads():
+        typer.echo(json.dumps(result, sort_keys=True) if as_json else result_words(result))
 
 
 @app.command("compare")
@@ -124,8 +126,10 @@ def compare_cli(
     as_json: Json = False,
 ) -> None:
     """Two models by a protocol, paired by video and by seed: difference, interval and tests."""
+    from adapter.ranks import leads
     from adapter.scoring import compare_sources
     from adapter.tabulate import comparison_words
 
     result = compare_sources(name, first, second, lists, alignments, labels, device)
-    typer.echo(json.dumps(result, sort_keys=True) if as_json else comparison_words(result))
+    if leads():
+        typer.echo(json.dumps(result, sort_keys=True) if as_json else comparison_words(result))

@@ -396,8 +396,9 @@ class TrainConfig:
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
     precision: str = option(
         "auto",
-        "fp32, bf16 (autocast; weights stay float32), or auto: bf16 on CUDA, fp32 elsewhere.",
-        choices=("auto", "fp32", "bf16"),
+        "fp32, bf16 or fp16 (autocast; weights stay float32; fp16 scales the loss and needs CUDA), or auto: bf16 on "
+        "CUDA, fp32 elsewhere.",
+        choices=("auto", "fp32", "bf16", "fp16"),
     )
     threads: int = option(0, "CPU threads; 0 leaves torch's choice (one can be faster on busy cores).", low=0)
     save_every: int = option(
@@ -418,6 +419,12 @@ class TrainConfig:
         for name in _SHARES:
             if getattr(self, name) > 1:
                 raise AdapterError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
+        # Official lists end in the number of their split: hmdb51_test1.
+        if self.val_split.rstrip("0123456789").endswith("test"):
+            raise AdapterError(
+                f"--val-split is {self.val_split}; the test split chooses no epoch: give another, or none, and part of "
+                "the training split is held out (--val-fraction)"
+            )
 
 
 # Options of the machine and the bookkeeping: they change no weight, and no run is told apart by them.

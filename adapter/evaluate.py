@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float32, Float64, Int64
+from torch import Tensor
 
 from adapter.alignments import Alignments, Planned, open_alignments
 from adapter.artifact import (
@@ -50,9 +51,10 @@ from adapter.describe import describe
 from adapter.labels import Labels, name_key, open_labels
 from adapter.losses import average_views
 from adapter.measures import calibration
-from adapter.model import VideoAdapter, mean_cls
+from adapter.model import Output, VideoAdapter, mean_cls
+from adapter.ranks import Ranks, joined
 from adapter.sensitivity import measure_sensitivity
-from adapter.train import choose_device, precision, seeded
+from adapter.train import choose_device, precision
 
 Logits = Float32[np.ndarray, "videos classes"]
 Truth = Int64[np.ndarray, " videos"]
@@ -67,8 +69,18 @@ class Opened:
     model: VideoAdapter
     alignments: Alignments
     labels: Labels
-    device: torch.device
+    ranks: Ranks
     clip_scale: float
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.ranks.device
+
+    def same_corpus(self) -> bool:
+        """Whether the videos are aligned to the corpus that the run was trained with; it may be another."""
+        known = self.run.manifest["inputs"].get("corpus", {})
+        return known.get("fingerprint") == self.alignments.manifest["corpus"]["fingerprint"]
 
     def seen(self) -> Bool[np.ndarray, " classes"]:
         """Which labels of the set the run was trained on, by ``name_key``."""
@@ -136,8 +148,13 @@ def restrict(logits: Logits, classes: Bool[np.ndarray, " classes"]) -> Logits:
 # ------------------------------------------------------------------ scoring
 
 
-def open_all(run: Path, alignments: Path, labels: Path, device: str = "auto") -> Opened:
-    """Open a run and what it is to be scored on; a mismatch says what was needed, found and what to run."""
+def open_all(
+    run: Path, alignments: Path, labels: Path, device: str = "auto", ranks: Ranks | None = None
+) -> Opened:
+    """Open a run and what it is to be scored on; a mismatch says what was needed, found and what to run.
+
+    With ``ranks`` (of ``joined``) these processes share what is scored, else this one does it all, on ``device``.
+    """
     opened_run = open_run(run)
     opened = open_alignments(alignments)
     needed = opened_run.manifest
@@ -153,64 +170,63 @@ def open_all(run: Path, alignments: Path, labels: Path, device: str = "auto") ->
                 f"{needed[name]}; run {again}"
             )
     label_set = open_labels(labels, needed["model"], f"run {run.name}")
-    chosen = choose_device(device)
-    model = load_model(opened_run, chosen)
+    ranks = ranks or Ranks(choose_device(device))
+    model = load_model(opened_run, ranks.device)
     opened.require_regions(make_settings(opened_run.config).model, f"run {run.name}: ")
-    return Opened(opened_run, model, opened, label_set, chosen, opened_run.config["logit_scale"])
+    return Opened(opened_run, model, opened, label_set, ranks, opened_run.config["logit_scale"])
 
 
-@torch.no_grad()
 def score(
     opened: Opened,
     samples: Sequence[Sample],
     blend: float = 0.0,
-    batch_size: int = 64,
     candidates: Bool[np.ndarray, " classes"] | None = None,
     change: Change = lambda batch: batch,
 ) -> Scores:
     """Logits of every sample exactly once, in the order given.
 
     Where videos have several views, the probabilities (among the ``candidates``, by default all labels) are averaged
-    over all of them, and the logits are the logarithms of that.
-
-    ``change`` is done to every batch, such as playing it backwards. ``blend`` in 0..1 mixes in zero-shot CLIP late:
-    the logits become (1 - blend) log p_model + blend log p_clip, which keeps unseen classes alive in an adapter trained
-    without them.
+    over all of them, and the logits are the logarithms of that. ``blend`` and ``change`` are those of ``score_views``.
     """
-    if not 0 <= blend <= 1:
-        raise AdapterError(f"--blend is {blend}; it must be between 0 (the run) and 1 (zero-shot CLIP)")
-    dataset = VideoDataset(opened.alignments, samples, cache_gb=0.0)
-    entities = torch.from_numpy(opened.alignments.entities.embeddings).to(opened.device)
-    labels = torch.from_numpy(opened.labels.embeddings).to(opened.device)
-    part = np.ones(len(labels), bool) if candidates is None else candidates
-    excluded = torch.from_numpy(~part).to(opened.device)
-    logits = np.zeros((len(samples), len(labels)), np.float32)
-    order = dataset.reading_order()
-    with seeded(opened.run.config["seed"]):
-        for start, views in zip(
-            range(0, len(order), batch_size), dataset.view_batches(order, batch_size), strict=True
-        ):
-            said = []
-            for batch in views:
-                batch = change(batch.to(opened.device))
-                with precision(opened.device):
-                    out = opened.model(batch, entities, labels).logits.float()
-                if blend:
-                    clip = opened.clip_scale * mean_cls(batch) @ labels.T
-                    out = (1 - blend) * F.log_softmax(out, -1) + blend * F.log_softmax(clip, -1)
-                said.append(out.masked_fill(excluded, -torch.inf))
-            logits[order[start : start + batch_size]] = average_views(torch.stack(said)).cpu().numpy()
-    if not np.isfinite(logits[:, part]).all():
-        raise AdapterError(
-            "some logits are not finite; the run or the alignments are damaged: `aligner verify DIR`"
-        )
+    views = torch.from_numpy(score_views(opened, samples, blend, change))
+    part = np.ones(views.shape[-1], bool) if candidates is None else candidates
+    logits = average_views(views.masked_fill(torch.from_numpy(~part), -torch.inf)).numpy()
     truth = np.array([sample.label for sample in samples], np.int64)
     return Scores(tuple(sample.video_id for sample in samples), truth, logits)
 
 
-@torch.no_grad()
+def score_views(
+    opened: Opened,
+    samples: Sequence[Sample],
+    blend: float = 0.0,
+    change: Change = lambda batch: batch,
+) -> Float32[np.ndarray, "views videos classes"]:
+    """Logits over all labels that each view of each sample has, for the samples in the order given.
+
+    ``change`` is done to every batch, such as playing it backwards. ``blend`` in 0..1 mixes in zero-shot CLIP late:
+    the logits become (1 - blend) log p_model + blend log p_clip, which keeps unseen classes alive in an adapter trained
+    without them. The bits depend on the set of samples alone, not on their order or the number of ranks.
+    """
+    if not 0 <= blend <= 1:
+        raise AdapterError(f"--blend is {blend}; it must be between 0 (the run) and 1 (zero-shot CLIP)")
+    labels = torch.from_numpy(opened.labels.embeddings).to(opened.device)
+
+    def logits(batch: Batch, output: Output) -> Tensor:
+        if not blend:
+            return output.logits
+        own, clip = output.logits.float(), opened.clip_scale * mean_cls(batch) @ labels.T
+        return (1 - blend) * F.log_softmax(own, -1) + blend * F.log_softmax(clip, -1)
+
+    found = _each_view(opened, samples, len(labels), logits, change)
+    if not np.isfinite(found).all():
+        raise AdapterError(
+            "some logits are not finite; the run or the alignments are damaged: `aligner verify DIR`"
+        )
+    return found
+
+
 def represent(
-    opened: Opened, videos: Sequence[str], batch_size: int = 64, change: Change = lambda batch: batch
+    opened: Opened, videos: Sequence[str], change: Change = lambda batch: batch
 ) -> Float64[np.ndarray, "videos dim"]:
     """Z of every video, mean over its views, in the order given: what the run makes of it before it meets classes."""
     if not settings_of(opened.run).model.has_own_z:
@@ -218,18 +234,40 @@ def represent(
             f"run {opened.run.path.name} has readout=labels: a video has a z for each class and none of its own, so "
             "nothing but class texts can score it; use --head text, or a run with readout=mean"
         )
-    dataset = VideoDataset(opened.alignments, [Sample(video, -1) for video in videos], cache_gb=0.0)
+    samples = [Sample(video, -1) for video in videos]
+    found = _each_view(opened, samples, opened.alignments.dim, lambda batch, output: output.z, change)
+    return found.mean(0).astype(np.float64)
+
+
+@torch.no_grad()
+def _each_view(
+    opened: Opened,
+    samples: Sequence[Sample],
+    size: int,
+    take: Callable[[Batch, Output], Tensor],
+    change: Change,
+) -> Float32[np.ndarray, "views videos size"]:
+    """What is taken of the model's output for every view of every sample; the ranks share the videos."""
+    # Whatever the order given, a video is computed with the same others.
+    places = sorted(range(len(samples)), key=lambda i: samples[i].video_id)
+    dataset = VideoDataset(opened.alignments, [samples[i] for i in places], cache_gb=0.0)
     entities = torch.from_numpy(opened.alignments.entities.embeddings).to(opened.device)
     labels = torch.from_numpy(opened.labels.embeddings).to(opened.device)
-    order = dataset.reading_order()
-    found = np.zeros((len(videos), opened.alignments.dim))
-    with seeded(opened.run.config["seed"]):
-        for i, views in enumerate(dataset.view_batches(order, batch_size)):
-            said = []
-            for batch in views:
-                with precision(opened.device):
-                    said.append(opened.model(change(batch.to(opened.device)), entities, labels).z.float())
-            found[order[i * batch_size : (i + 1) * batch_size]] = torch.stack(said).mean(0).cpu().numpy()
+
+    def work(part: Sequence[int]) -> Tensor:
+        (views,) = dataset.view_batches(part, len(part))
+        said = []
+        for batch in views:
+            batch = change(batch.to(opened.device))
+            with precision(opened.device):
+                output = opened.model(batch, entities, labels)
+            said.append(take(batch, output).float())
+        return torch.stack(said, 1)
+
+    shape = opened.alignments.views, size
+    rows = opened.ranks.rows(dataset.reading_order(), shape, work, opened.run.config["seed"])
+    found = np.empty((shape[0], len(samples), size), np.float32)
+    found[:, places] = rows.transpose(0, 1).numpy()
     return found
 
 
@@ -307,12 +345,28 @@ def evaluate(
             f"--head is '{head}'{did_you_mean(head, HEADS)}; it must be one of {', '.join(HEADS)}, and text where "
             "--blend is given"
         )
-    opened = open_all(run, alignments, labels, device)
+    with joined(choose_device(device)) as group:
+        opened = open_all(run, alignments, labels, ranks=group)
+        result, scores = _evaluated(opened, split, name, candidates, reverse_time, blend, head, sensitivity)
+        group.first(lambda: _store(run, result, scores, opened.labels.labels))
+    return result
+
+
+def _evaluated(
+    opened: Opened,
+    split: str | None,
+    name: str | None,
+    candidates: str,
+    reverse_time: bool,
+    blend: float,
+    head: str,
+    sensitivity: bool,
+) -> tuple[dict[str, Any], Scores]:
     split = split or default_split(opened.alignments)
     name = name or (split if head == "text" else f"{split}-{head}")
     _check_name(name)
     selection = select(opened.alignments, split_videos(opened.alignments, split), opened.labels)
-    require_samples(selection, opened.labels, alignments, f"to evaluate in split '{split}'")
+    require_samples(selection, opened.labels, opened.alignments.path, f"to evaluate in split '{split}'")
     seen = opened.seen()
     part = candidate_classes(seen, candidates)
     samples = [sample for sample in selection.samples if part[sample.label]]
@@ -335,10 +389,13 @@ def evaluate(
         "run": opened.run.manifest["fingerprint"],
         "alignments": opened.alignments.fingerprint,
         "labels": opened.labels.fingerprint,
+        "same_corpus": opened.same_corpus(),
         "random_weights": bool(opened.alignments.model.get("random_weights")),
         **summarise(scores, opened.labels.labels, seen, part),
         **_account(selection, samples, failed, scores, opened.run),
-        "cost": _cost(run, alignments, opened.alignments.views, len(opened.labels.labels)),
+        "cost": _cost(
+            opened.run.path, opened.alignments.path, opened.alignments.views, len(opened.labels.labels)
+        ),
     }
     if sensitivity:
         result["sensitivity"] = measure_sensitivity(
@@ -346,8 +403,7 @@ def evaluate(
             make_settings(opened.run.config).model,
             lambda change: ranks((again := scorer(change)).logits, again.truth) == 0,
         )
-    _store(run, result, scores, opened.labels.labels)
-    return result
+    return result, scores
 
 
 def _scorer(
@@ -450,20 +506,20 @@ def predict(
         raise AdapterError(f"--out {out.name} ends in '{out.suffix}'; it must end in .parquet, .csv or .json")
     if topk < 1:
         raise AdapterError(f"--topk is {topk}; it must be at least 1")
-    opened = open_all(run, alignments, labels, device)
-    samples = [
-        Sample(video.video_id, opened.labels.match(video.label))
-        for video in opened.alignments.plan
-        if video.video_id in opened.alignments.index
-    ]
-    if not samples:
-        raise AdapterError(
-            f"{alignments} holds no aligned video ({len(opened.alignments.failed)} failed); see `aligner "
-            f"status {alignments}`"
-        )
-    table = predictions_table(score(opened, samples, blend=blend), opened.labels.labels, topk)
-    make_folder(out.parent)
-    write_atomic(out, lambda temporary: _write_predictions(table, temporary, out.suffix))
+    with joined(choose_device(device)) as group:
+        opened = open_all(run, alignments, labels, ranks=group)
+        samples = [
+            Sample(video.video_id, opened.labels.match(video.label))
+            for video in opened.alignments.plan
+            if video.video_id in opened.alignments.index
+        ]
+        if not samples:
+            raise AdapterError(
+                f"{alignments} holds no aligned video ({len(opened.alignments.failed)} failed); see `aligner "
+                f"status {alignments}`"
+            )
+        table = predictions_table(score(opened, samples, blend=blend), opened.labels.labels, topk)
+        group.first(lambda: _store_predictions(out, table))
     return {
         "planned": len(opened.alignments.plan),
         "predicted": len(samples),
@@ -515,6 +571,11 @@ def _store(run: Path, result: dict[str, Any], scores: Scores, labels: Sequence[s
     name = result["name"]
     write_table(run / predictions_name(name), predictions_table(scores, labels))
     write_json(run / evaluation_name(name), result)
+
+
+def _store_predictions(out: Path, table: pa.Table) -> None:
+    make_folder(out.parent)
+    write_atomic(out, lambda temporary: _write_predictions(table, temporary, out.suffix))
 
 
 def _write_predictions(table: pa.Table, path: Path, suffix: str) -> None:

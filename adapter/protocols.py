@@ -1,7 +1,7 @@
 """Run a recipe: official lists and scores of videos in, the table that papers print out.
 
-Scores are a table of videos by classes, of a run or of any other model, over all candidates or more. A part of
-a recipe takes its videos and its candidates out of it, so a video is scored once for all parts. Videos that are
+Scores are a table of videos by classes for each view, of a run or of any other model, over all candidates or more. A
+part of a recipe takes its videos and its candidates out of it, so a video is scored once for all parts. Videos that are
 not there are counted and named, never replaced.
 """
 
@@ -225,9 +225,9 @@ def _part(
         _check_known(part, listed, table, rows)
     place = {name: i for i, name in enumerate(listed.classes)}
     truth = np.array([place[listed.labels[i]] for i in kept], np.int64)
-    logits = table.scores[[row for row in rows if row is not None]][:, table.columns(listed.classes)]
+    logits = table.logits([row for row in rows if row is not None], listed.classes)
     videos = tuple(listed.keys[i] for i in kept)
-    scores = Scores(videos, truth, logits.astype(np.float32))
+    scores = Scores(videos, truth, logits)
     figures = {
         "part": part.name,
         "run": table.name,

@@ -1,8 +1,11 @@
-"""The processes that train together: one by default, several under ``torchrun``.
+"""The processes that train or score together: one by default, several under ``torchrun``.
 
 A step's batch is one list of videos that all processes know; rank r takes every ``world``-th of them from the r-th on.
 Gradients are summed, each video weighted by its share of the whole batch, so that the result does not depend on how
 many processes share it. A rank without a video adds nothing and still takes part: nobody waits for ever.
+
+What is scored is cut into passes of fixed content, and every pass belongs to one rank: a number that a matrix product
+gives can depend, in its last bits, on how many rows are multiplied at once, so their number is nobody's choice.
 """
 
 import json
@@ -14,11 +17,14 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float32
 from torch import Tensor, nn
 
-from adapter.config import AdapterError
+from adapter.config import AdapterError, reason
 
 Json = TypeVar("Json")
+
+PASS = 32  # videos that are scored together, whatever the number of ranks
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,8 @@ class Ranks:
         if self.world == 1:
             return tensor
         total = tensor.to(self.device, copy=True)
-        dist.all_reduce(total)
+        with _answered():
+            dist.all_reduce(total)
         return total.to(tensor.device)
 
     def stacked(self, tensor: Tensor) -> Tensor:
@@ -51,8 +58,31 @@ class Ranks:
         if self.world == 1:
             return tensor.unsqueeze(0)
         rows = [torch.empty_like(tensor, device=self.device) for _ in range(self.world)]
-        dist.all_gather(rows, tensor.to(self.device))
+        with _answered():
+            dist.all_gather(rows, tensor.to(self.device))
         return torch.stack(rows).to(tensor.device)
+
+    def rows(
+        self, order: Sequence[int], shape: Sequence[int], work: Callable[[Sequence[int]], Tensor], seed: int
+    ) -> Float32[Tensor, "items ..."]:
+        """One row of ``shape`` an item, on the CPU: the same bits on every rank, for any number of ranks.
+
+        ``order`` holds each of 0 .. n - 1 once and is cut into passes of ``PASS`` items; ``work`` makes the rows of a
+        pass, with torch's generator seeded by ``seed`` and the pass. More ranks than passes leave some idle.
+        """
+        # A sum with -0.0 changes no bit, a sum with 0.0 would change -0.0.
+        found = torch.full((len(order), *shape), -0.0)
+        times = torch.zeros(len(order))
+        gpus = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(gpus):
+            for start in self.part(range(0, len(order), PASS)):
+                torch.manual_seed(seed + start)
+                part = order[start : start + PASS]
+                found[part] = work(part).float().cpu()
+                times[part] += 1
+        found, times = self.sum(found), self.sum(times)
+        assert bool((times == 1).all()), "every item has its row from exactly one rank"
+        return found
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Put the sum of all ranks' gradients in place of each rank's own.
@@ -72,7 +102,8 @@ class Ranks:
     def wait(self) -> None:
         """Until every rank is here: what the first rank wrote before can be read after."""
         if self.world > 1:
-            dist.barrier()
+            with _answered():
+                dist.barrier()
 
     def first(self, work: Callable[[], Json]) -> Json:
         """Let rank 0 do something; its result (JSON types) or its ``AdapterError`` is everyone's."""
@@ -91,12 +122,25 @@ class Ranks:
 
     def _told(self, text: str) -> str:
         # Bytes rather than objects: torch would pickle those.
-        size = torch.tensor([len(text.encode()) if self.leads else 0], device=self.device)
-        dist.broadcast(size, 0)
-        content = list(text.encode()) if self.leads else [0] * int(size)
-        letters = torch.tensor(content, dtype=torch.uint8, device=self.device)
-        dist.broadcast(letters, 0)
+        with _answered():
+            size = torch.tensor([len(text.encode()) if self.leads else 0], device=self.device)
+            dist.broadcast(size, 0)
+            content = list(text.encode()) if self.leads else [0] * int(size)
+            letters = torch.tensor(content, dtype=torch.uint8, device=self.device)
+            dist.broadcast(letters, 0)
         return bytes(letters.tolist()).decode()
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    # A process that ends closes its connections; what it said to the user is the reason.
+    try:
+        yield
+    except RuntimeError as error:
+        raise AdapterError(
+            f"another of the {dist.get_world_size()} processes ended before its part was done ({reason(error)}); its "
+            "own message says why"
+        ) from error
 
 
 def leads() -> bool:

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+import torch
+from jaxtyping import Float32, Float64
 
 from adapter.artifact import read_scores
 from adapter.config import AdapterError, did_you_mean
 from adapter.labels import name_key
 from adapter.lists import keys
+from adapter.losses import average_views
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores of one run: log-probabilities or logits, videos by classes, and what is known of the run.
+    """Scores of one run: log-probabilities or logits of every view of every video, and what is known of the run.
 
     ``failed`` are videos that could not be read, with the reason; ``known`` the labels that came with the
     videos; ``trained_on`` the videos that trained the run or chose its epoch. ``train_labels`` None: unknown.
@@ -26,7 +28,7 @@ class ScoreTable:
     name: str
     video_ids: tuple[str, ...]
     labels: tuple[str, ...]
-    scores: Float64[np.ndarray, "videos classes"]
+    scores: Float64[np.ndarray, "views videos classes"]
     failed: Mapping[str, str] = field(default_factory=dict)
     known: Mapping[str, str] = field(default_factory=dict)
     trained_on: frozenset[str] = frozenset()
@@ -41,9 +43,14 @@ class ScoreTable:
         names = Counter(map(name_key, self.labels))
         if same := [label for label in self.labels if names[name_key(label)] > 1]:
             raise AdapterError(f"{self.name} has a class twice: {', '.join(same[:4])}")
-        bad = [self.video_ids[i] for i in np.flatnonzero(~np.isfinite(self.scores).all(1))]
+        bad = [self.video_ids[i] for i in np.flatnonzero(~np.isfinite(self.scores).all((0, 2)))]
         if bad:
             raise AdapterError(f"{self.name}: scores of {len(bad)} videos are not finite, such as {bad[:3]}")
+
+    def logits(self, rows: Sequence[int], classes: Sequence[str]) -> Float32[np.ndarray, "rows candidates"]:
+        """Logits of some videos over their candidates: the views' probabilities among these alone, averaged."""
+        chosen = self.scores[:, list(rows)][:, :, self.columns(classes)]
+        return average_views(torch.from_numpy(chosen.astype(np.float32))).numpy()
 
     def columns(self, classes: Sequence[str]) -> list[int]:
         """The column of every class; a class without one raises."""
@@ -72,9 +79,10 @@ class ScoreTable:
 def read_scores_file(file: Path) -> ScoreTable:
     """Scores from a Parquet or CSV file: ``video_id``, then a column of numbers for each label.
 
-    Numbers are logits or log-probabilities. Rows that lie in 0..1 and sum to 1 are taken as probabilities.
+    A second column ``view`` numbers the views of every video from 0; without it each video has one. Numbers are logits
+    or log-probabilities. Rows that lie in 0..1 and sum to 1 are taken as probabilities.
     """
     videos, labels, scores = read_scores(file)
-    if (scores >= 0).all() and np.allclose(scores.sum(1), 1, atol=1e-3):
+    if (scores >= 0).all() and np.allclose(scores.sum(-1), 1, atol=1e-3):
         scores = np.log(np.maximum(scores, np.finfo(np.float64).tiny))
     return ScoreTable(file.name, videos, labels, scores, about={"file": file.name})

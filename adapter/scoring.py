@@ -10,12 +10,14 @@ import numpy as np
 from adapter.artifact import make_folder, protocol_name, scores_name, scores_table, write_json, write_table
 from adapter.config import AdapterError
 from adapter.dataset import Sample
-from adapter.evaluate import Opened, open_all, represent, score
+from adapter.evaluate import Opened, open_all, represent, score_views
 from adapter.lists import VideoList, keys, names_are_unique
 from adapter.probe import Probe, fit_probe
 from adapter.protocols import compare, open_lists, run_protocol
+from adapter.ranks import Ranks, joined
 from adapter.recipes import Recipe, find
 from adapter.scoretable import ScoreTable, read_scores_file
+from adapter.train import choose_device
 
 # What of the aligner's settings says how a video was looked at.
 _VIEWS = ("sampling", "frames", "stride", "draws", "clips", "crops", "seed")
@@ -27,10 +29,10 @@ def score_run(
     run: Path,
     alignments: Path,
     labels: Path,
-    device: str = "auto",
+    ranks: Ranks,
 ) -> list[ScoreTable]:
     """Scores of a run for the listed videos: one table, or one for each part of a linear probe."""
-    opened = open_all(run, alignments, labels, device)
+    opened = open_all(run, alignments, labels, ranks=ranks)
     if recipe.probe:
         return [
             _probed(opened, part.name, lists[part.train[0]], lists[part.test[0]]) for part in recipe.parts
@@ -43,11 +45,11 @@ def score_run(
             f"{listed[0].videos[0]}; their file names must be those of the lists"
         )
     own = opened.labels.labels
-    nothing = _table(opened, run.resolve().name, (), own, np.zeros((0, len(own))))
+    nothing = _table(opened, run.resolve().name, (), own, np.zeros((opened.alignments.views, 0, len(own))))
     for one in listed:
         nothing.columns(one.classes.names)  # Before the work, not after it.
-    scores = score(opened, samples)
-    return [_table(opened, run.resolve().name, scores.video_ids, own, scores.logits)]
+    videos = tuple(sample.video_id for sample in samples)
+    return [_table(opened, run.resolve().name, videos, own, score_views(opened, samples))]
 
 
 def run_and_keep(
@@ -67,18 +69,30 @@ def run_and_keep(
     recipe = find(name)
     if out is not None and out.suffix != ".json":
         raise AdapterError(f"--out {out.name} ends in '{out.suffix}'; it must end in .json")
-    tables = _tables(recipe, sources, root, alignments, labels, device)
-    result = run_protocol(recipe, tables, root)
+    with joined(choose_device(device)) as ranks:
+        tables = _tables(recipe, sources, root, alignments, labels, ranks)
+        result = run_protocol(recipe, tables, root)
+        ranks.first(lambda: _keep(recipe, sources, tables, result, out))
+    return result
+
+
+def _keep(
+    recipe: Recipe,
+    sources: Sequence[Path],
+    tables: Sequence[ScoreTable],
+    result: dict[str, Any],
+    out: Path | None,
+) -> None:
     if out is not None:
         make_folder(out.parent)
         write_json(out, result)
     for i, run in enumerate(sources):
         if run.is_dir() and not recipe.probe:
             scores = tables[i].scores.astype(np.float32)
-            write_table(run / scores_name(name), scores_table(tables[i].video_ids, tables[i].labels, scores))
+            table = scores_table(tables[i].video_ids, tables[i].labels, scores)
+            write_table(run / scores_name(recipe.name), table)
         if run.is_dir():
-            write_json(run / protocol_name(name), result)
-    return result
+            write_json(run / protocol_name(recipe.name), result)
 
 
 def compare_sources(
@@ -92,7 +106,8 @@ def compare_sources(
 ) -> dict[str, Any]:
     """Compare two models by the protocol ``name``: as many runs or files of scores each, in pairs."""
     recipe = find(name)
-    tables = [_tables(recipe, sources, root, alignments, labels, device) for sources in (first, second)]
+    with joined(choose_device(device)) as ranks:
+        tables = [_tables(recipe, sources, root, alignments, labels, ranks) for sources in (first, second)]
     return compare(recipe, tables[0], tables[1], root)
 
 
@@ -102,7 +117,7 @@ def _tables(
     root: Path,
     alignments: Path | None,
     labels: Path | None,
-    device: str,
+    ranks: Ranks,
 ) -> list[ScoreTable]:
     lists = open_lists(recipe, root)
     tables: list[ScoreTable] = []
@@ -112,7 +127,7 @@ def _tables(
         elif alignments is None or labels is None:
             raise AdapterError(f"{source} is a run; give --alignments and --labels to score it with")
         else:
-            tables += score_run(recipe, lists, source, alignments, labels, device)
+            tables += score_run(recipe, lists, source, alignments, labels, ranks)
     return tables
 
 
@@ -134,7 +149,7 @@ def _probed(opened: Opened, part: str, train: VideoList, test: VideoList) -> Sco
         f"probe of {opened.run.path.resolve().name} for {part}",
         tuple(scored),
         tuple(classes),
-        probe.logits(represent(opened, list(scored))),
+        probe.logits(represent(opened, list(scored)))[None],
     )
     about = {
         **table.about,
@@ -167,6 +182,7 @@ def _table(
         "run": run.manifest["fingerprint"],
         "alignments": alignments.fingerprint,
         "labels": opened.labels.fingerprint,
+        "same_corpus": opened.same_corpus(),
         "train_seed": run.config["seed"],
         "views": {key: settings[key] for key in _VIEWS if settings.get(key) is not None},
         "random_weights": bool(alignments.model.get("random_weights")),

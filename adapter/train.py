@@ -8,8 +8,9 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -59,7 +60,6 @@ from adapter.state import (
 )
 from adapter.tracking import TRACKERS, Tracker
 
-CHUNK = 32  # videos that are scored together, whatever the batch size and the number of ranks
 STATE_SECONDS = 15.0  # an epoch's end saves a state when the last one is older
 SUMS = ("loss", "right", "agreement")
 
@@ -114,6 +114,7 @@ def train(
     """
     config, started = settings.train, time.perf_counter()
     device = choose_device(config.device)
+    require_precision(device, config.precision)
     opened = open_alignments(alignments)
     opened.require_regions(settings.model)
     label_set = open_labels(labels, opened.model)
@@ -122,7 +123,7 @@ def train(
         require_videos(data, config, ranks)
         model = _fresh_model(settings, opened, data.labels, ranks.device)
         inputs = _inputs(opened, label_set)
-        identity = _identity(settings, inputs)
+        identity = _identity(settings, inputs, data.train.window)
         state = ranks.first(lambda: begin(out, identity, force, resume))
         with removed_on_failure(out) if ranks.leads else nullcontext():
             training = Training.of(model, data, opened, config, ranks, out, identity)
@@ -190,6 +191,7 @@ class Training:
     labels: Tensor
     class_weights: Tensor | None
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     schedule: torch.optim.lr_scheduler.LambdaLR
     average: MovingAverage | None
     initial: dict[str, Tensor]
@@ -230,6 +232,7 @@ class Training:
             labels,
             weights,
             optimizer,
+            loss_scaler(ranks.device, config.precision),
             torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(config, steps)),
             MovingAverage(model, config.ema) if config.ema else None,
             state_of(model) if config.wise_alpha < 1 else {},
@@ -307,11 +310,17 @@ class Training:
         values = self.ranks.sum(torch.tensor(list(sums.values()), dtype=torch.float64))
         sums = dict(zip(sums, values.tolist(), strict=True))
         self._require_finite(sums)
+        # Every rank has the same sum, so an overflow on one of them makes all leave the step out.
         self.ranks.sum_gradients(self.model.parameters())
+        self.scaler.unscale_(self.optimizer)
         if self.config.grad_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        self.optimizer.step()
-        self.schedule.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        with warnings.catch_warnings():
+            # A first step that overflowed is left out; torch takes that for calls in the wrong order.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self.schedule.step()
         return sums
 
     def score(self) -> dict[str, float]:
@@ -359,7 +368,7 @@ class Training:
             if self.average:
                 tensors |= under("average", {name: w.cpu() for name, w in self.average.weights.items()})
             schedule = {**self.schedule.state_dict(), "lr_lambdas": [None] * len(self.optimizer.param_groups)}
-            note = {"identity": self.identity, "schedule": schedule}
+            note = {"identity": self.identity, "schedule": schedule, "scaler": self.scaler.state_dict()}
             save_state(self.out, tensors, self.position, note, self.config.keep_states)
         self.saved_at = time.monotonic()
         if stop:
@@ -377,6 +386,8 @@ class Training:
             if self.average:
                 self.average.weights = part_of("average", tensors)
             self.schedule.load_state_dict(note["schedule"])
+            if self.scaler.is_enabled():
+                self.scaler.load_state_dict(note["scaler"])
             set_moments(self.optimizer, part_of("optimizer", tensors), note["schedule"]["_last_lr"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise AdapterError(
@@ -396,7 +407,7 @@ class Training:
                 loss = classification_loss(output.logits, batch.label, *how)
             else:
                 loss = mixed_loss(*mixup(output.logits, output.z, batch.label, batch.share), *how)
-        (loss * (n / videos)).backward()
+        self.scaler.scale(loss * (n / videos)).backward()
         sums["loss"] += loss.item() * n
         sums["right"] += int((output.logits.argmax(1) == batch.label).sum())
         sums["agreement"] += output.agreement.item() * n
@@ -437,40 +448,22 @@ def validate(
 ) -> dict[str, float]:
     """Loss and accuracy on the validation videos, over all their views; empty where there are none.
 
-    Videos are scored in chunks of fixed content, each by one rank, and every video's logits land in its own row:
-    neither the batch size nor the number of ranks changes a bit of the result.
+    Neither the batch size nor the number of ranks changes a bit of the result.
     """
     if len(dataset) == 0:
         return {}
     model.eval()
-    order = dataset.reading_order()
-    logits = torch.zeros(len(dataset), len(labels))
-    scored = torch.zeros(len(dataset))
-    with torch.random.fork_rng():
-        for start in ranks.part(range(0, len(order), CHUNK)):
-            torch.manual_seed(config.seed + start)
-            part = order[start : start + CHUNK]
-            (views,) = dataset.view_batches(part, len(part))
-            logits[part] = _view_average(model, views, entities, labels, config, ranks.device)
-            scored[part] += 1
-    logits, scored = ranks.sum(logits), ranks.sum(scored)
-    assert bool((scored == 1).all()), "every video is scored exactly once"
+
+    def score(part: Sequence[int]) -> Tensor:
+        (views,) = dataset.view_batches(part, len(part))
+        with precision(ranks.device, config.precision):
+            said = [model(batch.to(ranks.device), entities, labels).logits for batch in views]
+        return average_views(torch.stack(said))
+
+    logits = ranks.rows(dataset.reading_order(), (len(labels),), score, config.seed)
     label = torch.tensor([sample.label for sample in dataset.samples])
     loss = F.cross_entropy(logits.double(), label)
     return {"val_loss": loss.item(), "val_top1": int((logits.argmax(1) == label).sum()) / len(dataset)}
-
-
-def _view_average(
-    model: VideoAdapter,
-    views: Iterator[Batch],
-    entities: Tensor,
-    labels: Tensor,
-    config: TrainConfig,
-    device: torch.device,
-) -> Tensor:
-    with precision(device, config.precision):
-        said = [model(batch.to(device), entities, labels).logits for batch in views]
-    return average_views(torch.stack(said)).float().cpu()
 
 
 @contextmanager
@@ -528,10 +521,25 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def precision(device: torch.device, kind: str = "auto") -> Iterator[None]:
-    """bfloat16 autocast or float32; ``auto`` is the former on CUDA, the latter elsewhere."""
-    half = device.type == "cuda" if kind == "auto" else kind == "bf16"
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+    """bfloat16 or float16 autocast, or float32; ``auto`` is bfloat16 on CUDA, float32 elsewhere."""
+    if kind == "auto":
+        kind = "bf16" if device.type == "cuda" else "fp32"
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(kind)
+    with torch.autocast(device.type, dtype=half, enabled=half is not None):
         yield
+
+
+def require_precision(device: torch.device, kind: str) -> None:
+    """Refuse float16 where there is no CUDA."""
+    if kind == "fp16" and device.type != "cuda":
+        raise AdapterError(
+            f"--precision fp16 needs a CUDA device and this training has {device.type}; use bf16 or fp32"
+        )
+
+
+def loss_scaler(device: torch.device, kind: str) -> torch.amp.GradScaler:
+    """What keeps float16 gradients from vanishing; does nothing at other precisions."""
+    return torch.amp.GradScaler(device.type, enabled=kind == "fp16")
 
 
 @contextmanager
@@ -605,9 +613,9 @@ def _inputs(opened: Alignments, labels: Labels) -> dict[str, str]:
     }
 
 
-def _identity(settings: Settings, inputs: dict[str, str]) -> dict[str, Any]:
-    # The order of videos depends on whether they fit in memory.
-    config = {**_config_that_matters(settings), "cache_gb": settings.train.cache_gb}
+def _identity(settings: Settings, inputs: dict[str, str], window: int) -> dict[str, Any]:
+    # The order of videos depends on how many row groups fit in memory (--cache-gb).
+    config = {**_config_that_matters(settings), "window (--cache-gb)": window}
     return {**config, **{f"inputs.{name}": fingerprint for name, fingerprint in inputs.items()}}
 
 

@@ -4,6 +4,7 @@ The probabilities are X-CLIP's (method.md 1.5); the strengths of the colours, wh
 Everything is drawn from torch's generator seeded by the caller, so that a clip looks the same after a restart.
 """
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as pictures
 
 from aligner.engine import normalise
+from pipelines.errors import PipelineError
 from pipelines.tuning_config import TuneConfig
 
 # Side of a crop as a share of the picture; height and width are drawn apart, no more than one step from each other.
@@ -27,6 +29,24 @@ def decoded_size(size: Sequence[int], augmented: bool) -> tuple[int, int]:
     """Height and width to decode to for an input of ``size``: larger where crops are to be taken."""
     height, width = size
     return (round(height * MARGIN), round(width * MARGIN)) if augmented else (height, width)
+
+
+def refuse_mirrored_classes(labels: Sequence[str], config: TuneConfig) -> None:
+    """Refuse to mirror clips where the mirror image of a class is another class (three pairs of SSv2).
+
+    Raises:
+        PipelineError: names such a pair.
+    """
+    if not config.flip or config.augment == "none":
+        return
+    other = {"left": "right", "right": "left"}
+    names = {label.lower(): label for label in labels}
+    for name, label in names.items():
+        mirrored = re.sub(r"\b(left|right)\b", lambda found: other[found[0]], name)
+        if mirrored != name and mirrored in names:
+            raise PipelineError(
+                f"a clip of '{label}' in the mirror is one of '{names[mirrored]}', another class; use --no-flip"
+            )
 
 
 class ClipAugment:

@@ -40,6 +40,7 @@ from aligner.run import stop_signals
 from corpus_builder import artifact as corpora
 from corpus_builder.embed import embed_labels, load_text_encoder
 from corpus_builder.tables import with_embeddings
+from pipelines.augment import refuse_mirrored_classes
 from pipelines.config import PipelineConfig, check_config
 from pipelines.errors import PipelineError
 from pipelines.feed import ClipFeed
@@ -197,6 +198,7 @@ class Session:
         )
         settings = adapter_settings(inputs.run, config, adapter_options)
         data = prepare(alignments, labels, settings.train)
+        refuse_mirrored_classes(data.labels.labels, config)
         cached = alignments.manifest["config"]
         with seeded(config.seed):
             adapter = start_adapter(inputs.run, settings, alignments, data.labels, device)

@@ -427,3 +427,25 @@ def mini(tmp_path_factory) -> MiniLists:
 def own_mini(tmp_path) -> MiniLists:
     """Miniature lists that a test may change."""
     return write_mini_lists(tmp_path / "lists")
+
+
+@pytest.fixture(scope="session")
+def split_one(tmp_path_factory, toy, mini):
+    """Alignments of split 1 of HMDB51 in miniature (a missing and a failed test video), labels, and a run."""
+    from adapter.config import make_settings
+    from adapter.train import train
+
+    folder = tmp_path_factory.mktemp("protocol")
+    names = mini.classes["hmdb51"]
+    videos = []
+    for c, name in enumerate(names):
+        for i in range(12):
+            split = "test" if i < mini.tested else "train"
+            videos.append(toy.world.video(f"{name}/{mini.video(name, i)}", name, split, c, 100 * c + i))
+    videos = [video for video in videos if "v00_pushup" not in video.video_id]
+    next(video for video in videos if "v01_kick_u" in video.video_id).failed = True
+    alignments = toy.write_alignments(folder / "alignments", videos)
+    labels = toy.write_labels(folder / "labels", [*names, "Archery"])
+    settings = {"blocks": 1, "epochs": 6, "lr": 2e-3, "batch_size": 8, "device": "cpu", "val_fraction": 0.25}
+    train(alignments, labels, folder / "run", make_settings(settings))
+    return folder

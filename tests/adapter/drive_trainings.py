@@ -1,6 +1,6 @@
-"""Trains in child processes that may be killed, stopped or joined to ranks; jobs come as JSON, outcomes go as JSON.
+"""Trains and scores in child processes that may be killed, stopped or joined to ranks; jobs and outcomes are JSON.
 
-Run by tests as a program: torch is imported once, and every training is a fork of that process.
+Run by tests as a program: torch is imported once, and every job's process is a fork of that process.
 """
 
 import json
@@ -15,12 +15,14 @@ import pandas  # noqa: F401, with torch._dynamo what trainings import at work: o
 import torch
 import torch._dynamo
 
-from adapter import checkpoint
+from adapter import checkpoint, ranks
 from adapter import train as work
 from adapter.alignments import open_alignments
 from adapter.config import AdapterError, make_settings
+from adapter.evaluate import evaluate, predict
 from adapter.labels import open_labels
 from adapter.ranks import joined
+from adapter.scoring import run_and_keep
 
 
 def at_call(module, name, number, act):
@@ -69,18 +71,35 @@ def figures(job, settings):
     """Validation of an untrained model by all ranks; the first writes it."""
     alignments = open_alignments(Path(job["alignments"]))
     data = work.prepare(alignments, open_labels(Path(job["labels"])), settings.train)
-    with joined(torch.device("cpu")) as ranks, work.seeded(0):
-        model = work._fresh_model(settings, alignments, data.labels, ranks.device)
-        training = work.Training.of(model, data, alignments, settings.train, ranks, Path(job["out"]), {})
+    with joined(torch.device("cpu")) as group, work.seeded(0):
+        model = work._fresh_model(settings, alignments, data.labels, group.device)
+        training = work.Training.of(model, data, alignments, settings.train, group, Path(job["out"]), {})
         found = training._validate()
-        if ranks.leads:
+        if group.leads:
             Path(job["out"]).write_text(json.dumps(found))
+
+
+def forbidden(*paths):
+    raise AssertionError(f"only the first rank writes, this one wrote {paths[-1]}")
+
+
+def score(job, rank):
+    """Evaluate a run by every head of the job, predict with it, and score it by a protocol."""
+    if rank:
+        os.replace = os.mkdir = forbidden
+    out, *data = (Path(job[name]) for name in ("out", "alignments", "labels"))
+    for head in job["heads"]:
+        evaluate(out, *data, name=f"by-{head}", device="cpu", head=head)
+    predict(out, *data, out / "new" / "predictions.parquet", device="cpu")
+    run_and_keep(job["protocol"], [out], Path(job["lists"]), *data, out / "table.json", "cpu")
 
 
 def run(job, rank):
     """One process of a job."""
+    ranks.PASS = job.get("pass", ranks.PASS)
+    if "heads" in job:
+        return score(job, rank)
     settings = make_settings(job["settings"])
-    work.CHUNK = job.get("chunk", work.CHUNK)
     if "fault" in job and rank == job.get("fault_rank", 0):
         prepare_fault(*job["fault"])
     if job.get("validate"):

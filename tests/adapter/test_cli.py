@@ -65,6 +65,14 @@ def test_train_eval_predict_explain_in_a_row(tmp_path, data):
     assert {row["parts"] for row in rows} == {"entities", "regions", "frames"}
 
 
+def test_only_the_first_of_several_processes_speaks(tmp_path, trained, data, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    run = shutil.copytree(trained, tmp_path / "run")
+    for command in (["eval", run], ["predict", run, "--out", tmp_path / "p.csv"]):
+        done = call(*command, *data, "--device", "cpu")
+        assert (done.exit_code, done.output) == (0, "")
+
+
 def test_a_run_can_be_repeated_from_its_config(tmp_path, data):
     assert call("train", *data, "--out", tmp_path / "a", *QUICK, "--lr", "0.002", "--quiet").exit_code == 0
     again = call("train", *data, "--out", tmp_path / "b", "--config", tmp_path / "a/config.json", "--json")

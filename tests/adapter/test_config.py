@@ -94,3 +94,10 @@ def test_config_files_in_toml_and_their_errors(tmp_path):
         read_config(tmp_path / "c.toml")
     with pytest.raises(AdapterError, match="--set got 'blocks'"):
         parse_assignments(["blocks"])
+
+
+@pytest.mark.parametrize("split", ["test", "hmdb51_test1"])
+def test_the_test_split_chooses_no_epoch(split):
+    with pytest.raises(AdapterError, match=f"--val-split is {split}; the test split chooses no epoch"):
+        make_settings({"val_split": split})
+    assert make_settings({"val_split": "latest_val"}).train.val_split == "latest_val"

@@ -26,6 +26,7 @@ from adapter.evaluate import (
     summarise,
     topk_accuracy,
 )
+from adapter.labels import open_labels
 from adapter.train import train
 
 LOGITS = np.array([[3, 1, 2, 0], [0, 3, 2, 1], [1, 2, 3, 0], [3, 2, 1, 0], [2, 2, 2, 2]], np.float32)
@@ -83,15 +84,18 @@ def test_predictions_by_hand():
     assert second["label"] is None and second["correct"] is None and second["predicted"] == "a"
 
 
-def test_every_video_is_scored_once_whatever_the_batch(trained, learnable, label_set):
+def test_every_video_is_scored_once_whatever_the_order(trained, learnable, label_set):
     opened = open_all(trained, learnable, label_set, "cpu")
     samples = select(opened.alignments, opened.alignments.plan, opened.labels).samples
-    whole = score(opened, samples, batch_size=64)
+    whole = score(opened, samples)
     assert whole.video_ids == tuple(sample.video_id for sample in samples)
     assert len(set(whole.video_ids)) == 72
-    one = score(opened, samples[::-1], batch_size=1)
-    np.testing.assert_allclose(one.logits[::-1], whole.logits, atol=1e-3)
-    np.testing.assert_array_equal(one.truth[::-1], whole.truth)
+    back = score(opened, samples[::-1])
+    np.testing.assert_array_equal(back.logits[::-1], whole.logits)
+    np.testing.assert_array_equal(back.truth[::-1], whole.truth)
+    # Alone a video is multiplied in other shapes: other last bits, no more.
+    alone = np.concatenate([score(opened, [sample]).logits for sample in samples[:5]])
+    np.testing.assert_allclose(alone, whole.logits[:5], atol=1e-3)
 
 
 def test_blending_goes_from_the_run_to_zero_shot(tmp_path, trained, learnable, label_set):
@@ -153,6 +157,34 @@ def test_generalised_zero_shot_and_candidates(tmp_path, toy, trained):
     assert table[0]["topk_prob"][0] == 1.0
     with pytest.raises(AdapterError, match="--candidates is 'some'; it must be one of all, seen, unseen"):
         evaluate(trained, alignments, labels, candidates="some", device="cpu")
+
+
+def test_labels_in_another_order_and_without_a_class(tmp_path, toy, trained, learnable, label_set):
+    """Classes are matched by name: their order is nothing, and videos of a class that is gone are counted."""
+    embeddings = open_labels(label_set).embeddings
+    result = {"as it was": evaluate(trained, learnable, label_set, name="order", device="cpu")}
+    for name, kept in (("turned", [3, 0, 5, 1, 4, 2]), ("without", [3, 0, 5, 1, 4])):
+        names = [toy.classes[c] for c in kept]
+        labels = toy.write_labels(tmp_path / name, names, embeddings=embeddings[kept])
+        result[name] = evaluate(trained, learnable, labels, name="order", device="cpu")
+    per_class = [
+        sorted(result[name]["per_class"], key=lambda row: row["label"]) for name in ("as it was", "turned")
+    ]
+    assert per_class[0] == per_class[1] and len(per_class[0]) == 6
+    assert result["turned"]["top1"] == result["as it was"]["top1"] > 0.8
+    counts = result["without"]["counts"]
+    assert (counts["unknown_label"], counts["scored"]) == (3, 15)
+    assert result["without"]["unknown_labels"] == [toy.classes[2]]
+
+
+def test_another_corpus_of_the_same_model_is_told(tmp_path, toy, trained, learnable, label_set):
+    videos = [video for video in toy.world.learnable() if video.split == "test"]
+    other = toy.write_alignments(tmp_path / "a", videos)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["corpus"]["fingerprint"] = "d" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    found = [evaluate(trained, path, label_set, name="c", device="cpu") for path in (learnable, other)]
+    assert [result["same_corpus"] for result in found] == [True, False]
 
 
 def test_predict_needs_no_labels_and_writes_three_formats(tmp_path, toy, trained, label_set):

@@ -24,7 +24,7 @@ def scores_of(mini, data, seed=0, name="model"):
     labels = [*rng.permutation(names).tolist(), "unheard of", "something else"]
     scores = rng.normal(size=(len(videos), len(labels)))
     scores[np.arange(len(videos)), [labels.index(label) for _, label in videos]] += 1.0
-    return ScoreTable(name, tuple(video for video, _ in videos), tuple(labels), scores)
+    return ScoreTable(name, tuple(video for video, _ in videos), tuple(labels), scores[None])
 
 
 def naive_top1(mini, table, names, places):
@@ -33,7 +33,7 @@ def naive_top1(mini, table, names, places):
     for name in names:
         for i in places:
             row = dict(
-                zip(table.labels, table.scores[table.video_ids.index(mini.video(name, i))], strict=True)
+                zip(table.labels, table.scores[0][table.video_ids.index(mini.video(name, i))], strict=True)
             )
             right.append(max(names, key=lambda label: row[label]) == name)
     return float(np.mean(right))
@@ -152,7 +152,7 @@ def test_missing_and_failed_videos_are_named_and_never_replaced(mini):
     table = replace(
         whole,
         video_ids=tuple(whole.video_ids[i] for i in kept),
-        scores=whole.scores[kept],
+        scores=whole.scores[:, kept],
         failed={broken: "truncated", "other.avi": "no stream"},
     )
     result = run_protocol(find("hmdb51-few-shot-2"), [table], mini.root)
@@ -165,7 +165,9 @@ def test_missing_and_failed_videos_are_named_and_never_replaced(mini):
         AdapterError, match="has none of the 12 videos of part test split 1, such as v00_brush"
     ):
         run_protocol(
-            find("hmdb51-few-shot-2"), [replace(table, video_ids=("x",), scores=table.scores[:1])], mini.root
+            find("hmdb51-few-shot-2"),
+            [replace(table, video_ids=("x",), scores=table.scores[:, :1])],
+            mini.root,
         )
 
 
@@ -175,7 +177,7 @@ def test_order_and_other_videos_change_nothing(mini):
     shuffled = replace(
         table,
         video_ids=(*(f"folder/{table.video_ids[i]}" for i in order), "other.mp4"),
-        scores=np.concatenate([table.scores[order], table.scores[:1]]),
+        scores=np.concatenate([table.scores[:, order], table.scores[:, :1]], axis=1),
     )
     first, second = (run_protocol(find("ucf101-ep3"), [t], mini.root) for t in (table, shuffled))
     assert first == second
@@ -202,7 +204,7 @@ def test_numbers_as_published_swap_two_pairs_of_hmdb51(mini):
     table = scores_of(mini, "hmdb51")
     truth = [next(n for n in table.labels if f"_{n.replace(' ', '_')}_u" in v) for v in table.video_ids]
     perfect = np.array([[float(label == own) for label in table.labels] for own in truth])
-    table = replace(table, scores=perfect)
+    table = replace(table, scores=perfect[None])
     assert run_protocol(find("hmdb51-ep3"), [table], mini.root)["table"]["top1"]["mean"] == 1.0
     result = run_protocol(find("hmdb51-ep3-as-numbered"), [table], mini.root)
     assert result["table"]["top1"]["mean"] == pytest.approx(2 / 6)
@@ -304,7 +306,7 @@ def test_bad_scores_are_refused(mini):
     with pytest.raises(AdapterError, match="has a class twice: Poking it, poking_it"):
         replace(table, labels=("Poking it", "poking_it", "a", "b", "c", "d"))
     scores = table.scores.copy()
-    scores[3, 2] = np.nan
+    scores[0, 3, 2] = np.nan
     with pytest.raises(AdapterError, match="scores of 1 videos are not finite"):
         replace(table, scores=scores)
     video = mini.video("Poking it", 0)
@@ -322,7 +324,7 @@ def test_scores_from_files(tmp_path, mini):
     pq.write_table(stored, tmp_path / "s.parquet")
     stored.to_pandas().to_csv(tmp_path / "s.csv", index=False)
     odds = np.exp(table.scores)
-    chances = scores_table(table.video_ids, table.labels, odds / odds.sum(1, keepdims=True))
+    chances = scores_table(table.video_ids, table.labels, odds / odds.sum(-1, keepdims=True))
     pq.write_table(chances, tmp_path / "p.parquet")
     found = [
         run_protocol(find("ssv2-supervised"), [read_scores_file(tmp_path / name)], mini.root)["parts"][0]
@@ -338,6 +340,38 @@ def test_scores_from_files(tmp_path, mini):
             AdapterError, match="it needs a column video_id and a column of numbers for each label"
         ):
             read_scores_file(tmp_path / name)
+
+
+def test_views_are_averaged_among_the_candidates(tmp_path, mini):
+    """Softmax over the candidates of a part, then the mean over views: other classes of the label set have no say."""
+    first, second = (scores_of(mini, "hmdb51", seed) for seed in (0, 1))
+    rows = [second.video_ids.index(video) for video in first.video_ids]
+    other = second.scores[:, rows][..., second.columns(first.labels)]
+    # The second view is all but sure of a class that is no candidate: over all labels it would not count.
+    other[..., first.labels.index("unheard of")] += 20
+    table = replace(first, scores=np.concatenate([first.scores, other]))
+    result = run_protocol(find("hmdb51-base-to-novel"), [table] * 3, mini.root)
+    half = [mini.classes["hmdb51"][c] for c in mini.base["hmdb51"]]
+    places = [first.labels.index(name) for name in half]
+    chances = np.exp(table.scores[..., places])
+    best = (chances / chances.sum(-1, keepdims=True)).mean(0).argmax(-1)
+    tested = [(mini.video(name, i), c) for c, name in enumerate(half) for i in range(mini.tested)]
+    right = [best[first.video_ids.index(video)] == c for video, c in tested]
+    assert result["parts"][0]["top1"] == np.mean(right)
+    one = run_protocol(find("hmdb51-base-to-novel"), [first] * 3, mini.root)
+    assert one["parts"][0]["per_class"] != result["parts"][0]["per_class"]
+    # Files hold every view of a video, in any order of rows.
+    stored = scores_table(table.video_ids, table.labels, table.scores)
+    assert stored["view"].to_pylist()[:4] == [0, 1, 0, 1]
+    mixed = stored.take(np.random.default_rng(0).permutation(len(stored)))
+    mixed.to_pandas().to_csv(tmp_path / "s.csv", index=False)
+    again = run_protocol(find("hmdb51-base-to-novel"), [read_scores_file(tmp_path / "s.csv")] * 3, mini.root)
+    assert again["table"] == result["table"]
+    pq.write_table(stored.slice(1), tmp_path / "gap.parquet")
+    with pytest.raises(
+        AdapterError, match="view must number the views of every video from 0 to 1, each once"
+    ):
+        read_scores_file(tmp_path / "gap.parquet")
 
 
 def test_seeds_are_averaged_and_models_compared(mini):

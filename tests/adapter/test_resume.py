@@ -157,6 +157,16 @@ def test_bookkeeping_may_change_when_a_training_goes_on(unfinished, killed, lear
     assert weights == (killed[0] / "whole" / "model.safetensors").read_bytes()
 
 
+def test_another_order_of_videos_does_not_go_on(unfinished, killed, learnable, label_set):
+    """--cache-gb decides how many row groups are shuffled together: all here, and with less room eight."""
+    with pytest.raises(AdapterError, match=r"training with other window \(--cache-gb\) \(0 there, 8 now\)"):
+        train(learnable, label_set, unfinished, make_settings({**SETTINGS, "cache_gb": 0}))
+    # More room changes no order, so it may be given.
+    train(learnable, label_set, unfinished, make_settings({**SETTINGS, "cache_gb": 9}))
+    weights = (unfinished / "model.safetensors").read_bytes()
+    assert weights == (killed[0] / "whole" / "model.safetensors").read_bytes()
+
+
 def test_a_damaged_state_is_a_message_and_the_one_before_it_serves(unfinished, killed, learnable, label_set):
     newest = saved_states(unfinished)[-1]
     newest.write_bytes(newest.read_bytes()[:1000])

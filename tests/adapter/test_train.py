@@ -10,11 +10,19 @@ import torch
 from adapter.alignments import open_alignments
 from adapter.artifact import open_run
 from adapter.checkpoint import load_model
-from adapter.config import AdapterError, TrainConfig, make_settings
+from adapter.config import AdapterError, TrainConfig, TrainingStopped, make_settings
 from adapter.evaluate import evaluate
 from adapter.labels import open_labels
 from adapter.model import ModelConfig, Shape, build_model
-from adapter.train import build_optimizer, choose_device, learning_rate, prepare, seeded, train
+from adapter.train import (
+    Training,
+    build_optimizer,
+    choose_device,
+    learning_rate,
+    prepare,
+    seeded,
+    train,
+)
 
 QUICK = {"blocks": 1, "batch_size": 16, "lr": 2e-3, "device": "cpu"}
 
@@ -242,3 +250,48 @@ def test_averages_are_validated_beside_the_weights_and_the_better_is_published(
         assert again["top1"] == tops[alpha]
     zero_shot = run(learnable, label_set, tmp_path / "zero", model="mean_pool")
     assert tops[0.0] == zero_shot.best_val_top1
+
+
+def test_loss_scaling_changes_no_bit_and_goes_on_after_a_stop(tmp_path, learnable, label_set, monkeypatch):
+    """Scales are powers of two, so float32 gradients come back as they were; the state keeps the scale."""
+    settings = make_settings({**QUICK, "batch_size": 8, "epochs": 3, "save_every": 1, "grad_clip": 0.1})
+    train(learnable, label_set, tmp_path / "plain", settings)
+    scalers = []
+
+    def scaler(device, kind):
+        scalers.append(torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=4))
+        return scalers[-1]
+
+    monkeypatch.setattr("adapter.train.loss_scaler", scaler)
+    original = Training.train_step
+
+    def stopped(self, batches, videos, asked):
+        return original(self, batches, videos, lambda: self.position.total_steps == 8)
+
+    monkeypatch.setattr(Training, "train_step", stopped)
+    with pytest.raises(TrainingStopped):
+        train(learnable, label_set, tmp_path / "scaled", settings)
+    monkeypatch.setattr(Training, "train_step", original)
+    train(learnable, label_set, tmp_path / "scaled", settings)
+    assert [scaler.get_scale() for scaler in scalers] == [2.0**12, 2.0**13]
+    weights = [(tmp_path / name / "last.safetensors").read_bytes() for name in ("plain", "scaled")]
+    assert weights[0] == weights[1]
+
+
+def test_an_overflow_leaves_the_step_out_and_halves_the_scale(tmp_path, learnable, label_set, monkeypatch):
+    """At a scale that float32 cannot hold every gradient is infinite, and no weight moves."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    monkeypatch.setattr("adapter.train.loss_scaler", lambda device, kind: scaler)
+    for name, lr in (("still", 0.0), ("skipped", 2e-3)):
+        run(learnable, label_set, tmp_path / name, epochs=1, batch_size=36, lr=lr)
+    assert scaler.get_scale() == 2.0**125
+    weights = [(tmp_path / name / "last.safetensors").read_bytes() for name in ("still", "skipped")]
+    assert weights[0] == weights[1]
+
+
+def test_float16_needs_cuda(tmp_path, learnable, label_set):
+    with pytest.raises(
+        AdapterError, match="--precision fp16 needs a CUDA device and this training has cpu; use"
+    ):
+        train(learnable, label_set, tmp_path / "run", make_settings({**QUICK, "precision": "fp16"}))
+    assert not (tmp_path / "run").exists()

@@ -1,12 +1,15 @@
 """Augmentation: alike for all frames of a clip, the same for the same seed, and targets that say what was mixed."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapter.lists import open_classes
 from adapter.train import seeded
-from pipelines.augment import ClipAugment, Mixing, decoded_size
+from pipelines.augment import ClipAugment, Mixing, decoded_size, refuse_mirrored_classes
 from pipelines.errors import PipelineError
 from pipelines.tuning_config import TuneConfig
 
@@ -38,6 +41,22 @@ def test_only_flips_mirror() -> None:
     assert all(rising(seed, flip=False) for seed in range(40))
     mirrored = sum(not rising(seed, flip=True) for seed in range(40))
     assert 8 <= mirrored <= 32
+
+
+def test_classes_that_are_mirror_images_of_each_other_are_not_mirrored(shared: Path) -> None:
+    """SSv2 has three such pairs; its other names with left or right in them, and other data sets, have none."""
+    lists = {data: open_classes(shared / "data", data).names for data in ("ssv2", "k400", "ucf101", "hmdb51")}
+    with pytest.raises(
+        PipelineError, match="'Pulling something from left to right' in .* right to left', .* use --no-flip"
+    ):
+        refuse_mirrored_classes(lists["ssv2"], TuneConfig())
+    for options in ({"flip": False}, {"augment": "none"}):
+        refuse_mirrored_classes(lists["ssv2"], TuneConfig(**options))
+    for data in ("k400", "ucf101", "hmdb51"):
+        refuse_mirrored_classes(lists[data], TuneConfig())
+    pairs = [name for name in lists["ssv2"] if "to left" in name or "camera left" in name]
+    assert len(pairs) == 3
+    refuse_mirrored_classes([name for name in lists["ssv2"] if name not in pairs], TuneConfig())
 
 
 def test_grey_and_colours_can_be_turned_off() -> None:
