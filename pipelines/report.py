@@ -675,7 +675,7 @@ def payload(
 
 
 def _prominence(cards: Sequence[VideoCard], patches: Mapping[int, int]) -> dict[int, float]:
-    """Who chooses a colour first: what carried predictions, then what covers much; the former are what one looks for."""
+    """Who chooses a colour first: what carried predictions, then what covers much."""
     carried: dict[int, float] = defaultdict(float)
     for card in cards:
         for carrier in card.reasons.carriers:
