@@ -32,6 +32,7 @@ SEED = 0
 CONFIG = "open_clip_config.json"
 PROMPTS = "prompts.safetensors"
 """Beside a model's weights: what `alt finetune` learned of tokens in the blocks of both towers."""
+_UNREACHABLE = re.compile(r"download|connection|offline|resolve|timed out|the Hub", re.IGNORECASE)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -348,6 +349,12 @@ def _tuned_from_random(name: str) -> bool:
 def _why(name: str, pretrained: str | None, error: Exception) -> str:
     weights = f" with --pretrained {pretrained}" if pretrained else ""
     first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+    if _UNREACHABLE.search(str(error)):
+        return (
+            f"--model {name}{weights} could not be loaded: its weights are not on this machine, and they could not be "
+            "downloaded. With a network they are fetched once, into the cache of HF_HOME; without one, give a weights "
+            f"file (--pretrained FILE.safetensors) or a folder (--model local-dir:PATH). What went wrong: {first}"
+        )
     return (
         f"--model {name}{weights} could not be loaded: {first}. Without a network, give a weights file"
         " (--pretrained FILE.safetensors) or a folder (--model local-dir:PATH)"
