@@ -27,22 +27,41 @@ from adapter.model import AltEncoder
 from adapter.train import seeded
 
 
+BEST = 5  # labels of which an explanation tells
+
+
+@dataclass(frozen=True)
+class Without:
+    """What the prediction becomes without a part: the best label, its probability, and that of the one before."""
+
+    label: str
+    probability: float
+    kept: float
+
+
 @dataclass(frozen=True)
 class EntityEffect:
-    """An entity of a video: effect of leaving it out (logits), its frames, its (frame, region) pairs."""
+    """An entity of a video: effect of leaving it out (logits), its frames, its (frame, region) pairs.
+
+    ``effects`` are those on the explanation's ``labels``, the first of which is ``effect``.
+    """
 
     entity_id: int
     name: str
     effect: float
     frames: list[int]
     regions: list[list[int]]
+    effects: list[float]
+    without: Without
 
 
 @dataclass(frozen=True)
 class Explanation:
     """A prediction and its entities, largest effect first.
 
-    ``entities_left_out`` counts those beyond the limit. ``frame_effects`` has one effect a frame.
+    ``labels`` are the ``BEST`` best, best first, with their ``probabilities``. ``entities_left_out`` counts entities
+    beyond the limit. ``frame_effects`` has one effect a frame, ``label_frame_effects`` the same for each label, and
+    ``frames_without`` the prediction without each frame.
     ``region_effects`` (optional) is frames x tokens, null where no region was left out (cls, padding).
     ``attention`` (optional) is cross-attention on each frame's context tokens, mean over queries and blocks,
     summing to 1 a video: where the model looked, not what mattered.
@@ -56,6 +75,10 @@ class Explanation:
     entities: list[EntityEffect]
     entities_left_out: int
     frame_effects: list[float]
+    labels: list[str]
+    probabilities: list[float]
+    label_frame_effects: list[list[float]]
+    frames_without: list[Without]
     region_effects: list[list[float | None]] | None = None
     attention: list[list[float]] | None = None
 
@@ -153,22 +176,46 @@ def explain_video(
     largest = sorted(places, key=lambda e: (-len(places[e]), e))[:max_entities]
     frames, single = frame_places(video), region_places(video) if regions else []
     logits = prober.logits(whole, [[], *(places[e] for e in largest), *frames, *single])
-    best = int(logits[0].argmax())
-    effects = (logits[0, best] - logits[1:, best]).tolist()
-    of_entities, of_frames = effects[: len(largest)], effects[len(largest) :][: len(frames)]
-    found = [_effect(opened, e, places[e], effect) for e, effect in zip(largest, of_entities, strict=True)]
+    change = Change(logits, opened.labels.labels)
+    first, last = 1, 1 + len(largest)
+    found = [_effect(opened, e, places[e], change, at) for at, e in enumerate(largest, first)]
+    of_frames = range(last, last + len(frames))
+    single_effects = [float(change.effects[at, 0]) for at in range(last + len(frames), len(logits))]
     return Explanation(
         video.video_id,
         label,
-        opened.labels.labels[best],
-        float(softmax(logits[:1])[0, best]),
-        float(logits[0, best]),
+        change.names[0],
+        change.probabilities[0],
+        float(logits[0].max()),
         sorted(found, key=lambda effect: -effect.effect),
         len(places) - len(largest),
-        of_frames,
-        _grid(video, single, effects[len(largest) + len(frames) :]) if regions else None,
+        [float(change.effects[at, 0]) for at in of_frames],
+        change.names,
+        change.probabilities,
+        [[float(change.effects[at, place]) for at in of_frames] for place in range(len(change.names))],
+        [change.without(at) for at in of_frames],
+        _grid(video, single, single_effects) if regions else None,
         prober.attention(whole).tolist() if attention else None,
     )
+
+
+class Change:
+    """What leaving parts out does to the best labels; row 0 of the logits is of the whole video."""
+
+    def __init__(self, logits: Float32[np.ndarray, "groups classes"], labels: Sequence[str]) -> None:
+        best = np.argsort(-logits[0], kind="stable")[:BEST]
+        self.labels = labels
+        self.names = [labels[place] for place in best]
+        self.softmax = softmax(logits)
+        self.probabilities = [float(share) for share in self.softmax[0, best]]
+        self.effects = logits[0, best] - logits[:, best]
+        self.first = best[0]
+
+    def without(self, group: int) -> Without:
+        """The prediction without a group."""
+        shares = self.softmax[group]
+        best = int(shares.argmax())
+        return Without(self.labels[best], float(shares[best]), float(shares[self.first]))
 
 
 def explain_to_file(out: Path, explanations: Sequence[Explanation]) -> None:
@@ -215,9 +262,10 @@ def leave_out(whole: Batch, groups: Sequence[Places]) -> Batch:
     return replace(batch, mask=mask)
 
 
-def _effect(opened: Opened, entity: int, places: Places, effect: float) -> EntityEffect:
-    frames = sorted({frame for frame, _ in places})
-    return EntityEffect(entity, opened.alignments.entities.names[entity], effect, frames, places)
+def _effect(opened: Opened, entity: int, places: Places, change: Change, at: int) -> EntityEffect:
+    frames, effects = sorted({frame for frame, _ in places}), change.effects[at].tolist()
+    name = opened.alignments.entities.names[entity]
+    return EntityEffect(entity, name, effects[0], frames, places, effects, change.without(at))
 
 
 def _grid(video: Video, single: Sequence[Places], effects: Sequence[float]) -> list[list[float | None]]:

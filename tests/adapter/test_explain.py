@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 from adapter.alignments import open_alignments
 from adapter.config import AdapterError, make_settings
 from adapter.dataset import Sample, collate
-from adapter.evaluate import open_all, score
+from adapter.evaluate import open_all, score, softmax
 from adapter.explain import entity_places, explain, explain_to_file
 from adapter.train import train
 
@@ -50,9 +51,28 @@ def test_effect_is_the_difference_of_two_forward_passes(trained, learnable, labe
             torch.from_numpy(x) for x in (opened.alignments.entities.embeddings, opened.labels.embeddings)
         )
         with torch.no_grad():
-            without = opened.model(collate([(video, -1)]), *tables).logits[0, best].item()
-        assert entity.effect == pytest.approx(whole[best] - without, abs=1e-3)
+            without = opened.model(collate([(video, -1)]), *tables).logits[0].numpy()
+        assert entity.effect == pytest.approx(whole[best] - without[best], abs=1e-3)
+        five = [opened.labels.labels.index(label) for label in explanation.labels]
+        assert entity.effects == pytest.approx((whole - without)[five], abs=1e-3)
+        assert entity.without.label == opened.labels.labels[without.argmax()]
+        shares = softmax(without[None])[0]
+        assert entity.without.probability == pytest.approx(shares.max(), abs=1e-4)
+        assert entity.without.kept == pytest.approx(shares[best], abs=1e-4)
         object.__setattr__(video, "mask", np.ones_like(mask))
+
+
+def test_the_best_labels_come_first_with_an_effect_of_every_frame(trained, learnable, label_set, explanations):
+    opened = open_all(trained, learnable, label_set, "cpu")
+    explanation = explanations[1]
+    whole = score(opened, [Sample(explanation.video_id, -1)]).logits
+    order = np.argsort(-whole[0])[: len(explanation.labels)]
+    assert explanation.labels == [opened.labels.labels[place] for place in order]
+    assert explanation.probabilities == pytest.approx(softmax(whole)[0, order], abs=1e-4)
+    assert explanation.label_frame_effects[0] == explanation.frame_effects
+    assert np.shape(explanation.label_frame_effects) == (len(explanation.labels), opened.alignments.frames)
+    kept = [math.log(without.kept) for without in explanation.frames_without]
+    assert len(kept) == opened.alignments.frames and max(kept) <= 0
 
 
 def test_attention_sums_to_one(explanations):
