@@ -91,7 +91,7 @@ def stats(out: Path, top: int = 10) -> Stats:
         regions_per_frame=manifest["regions"],
         entities=tally.entities(artifact.read_entity_names(out), top),
         scores=tally.scores(),
-        throughput=_throughput(out, done, manifest["regions"] + 1),
+        throughput=throughput(out),
         bytes=artifact.bytes_on_disk(out),
         failures=found.failures,
     )
@@ -146,8 +146,15 @@ class Tally:
         return {"mean": self.sum / self.rows, "quantiles": values}
 
 
-def _throughput(out: Path, done: list[int], tokens: int) -> dict[str, Any] | None:
-    """Frames a second of one process and what its time went into, over the shards whose timings are known."""
+def throughput(out: Path) -> dict[str, Any] | None:
+    """Frames a second of one process and what its time went into, over the shards whose timings are known.
+
+    Raises:
+        AlignerError: not an alignments folder, or a damaged one.
+    """
+    manifest = artifact.read_manifest(out)
+    done = [shard for shard in range(manifest["num_shards"]) if artifact.is_done(out, shard, manifest)]
+    tokens = manifest["regions"] + 1
     spent: Counter[str] = Counter()
     rows = 0
     for shard in done:

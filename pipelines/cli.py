@@ -9,6 +9,7 @@ import typer
 
 from pipelines import __version__
 from pipelines.cli_finetune import finetune_cli
+from pipelines.cli_report import report_cli
 from pipelines.options import (
     EXIT_DONE,
     EXIT_DONE_WITH_FAILURES,
@@ -25,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Align before Adapt: recognise actions in video by aligning regions with named entities first.\n\n"
     "`alt demo` shows everything on drawn videos in a few minutes. `alt run` does the same for your data from one "
-    "config; `alt finetune` tunes its CLIP and adapter together; `alt predict` applies a trained run to your own "
+    "config; `alt report` draws what came of it; `alt finetune` tunes its CLIP and adapter together; `alt predict` applies a trained run to your own "
     "files. The stages by themselves: `corpus-builder`, "
     "`aligner`, `adapter`.",
 )
@@ -147,6 +148,7 @@ def predict_cli(
     raise typer.Exit(EXIT_DONE_WITH_FAILURES if any(item.error for item in found) else EXIT_DONE)
 
 
+app.command("report")(report_cli)
 app.command("finetune")(finetune_cli)
 
 

@@ -154,7 +154,8 @@ class ReportSection(Section):
 
     adapter: str = Field(description="Name of the adapter, a key of the adapters section.")
     evaluation: str = Field(description="Name of the evaluation whose predictions are shown.")
-    videos: int = Field(24, description="Videos shown at most.")
+    videos: int = Field(24, ge=0, description="Videos shown at most.")
+    max_mb: float = Field(20.0, gt=0, description="Size of the file at most, in MB: then pictures give way.")
 
 
 class PipelineConfig(Section):

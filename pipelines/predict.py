@@ -158,7 +158,16 @@ def _predict(
     found = [_prediction(str(file), names[file], rows, failed) for file in files]
     _write(found, work)
     if report and rows:
-        say(f"report: {stages.write_predictions_report(config, run, layout, table)}")
+        drawn = stages.Drawn(
+            layout.alignments,
+            run,
+            layout.labels("own"),
+            table,
+            _common_root(files),
+            layout.report,
+            f"alt predict ... --run {source.layout.root}",
+        )
+        say(f"report: {stages.draw_report(drawn, f'{run.name} on {_common_root(files)}', [], 40)}")
     return found
 
 

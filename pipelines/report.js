@@ -5,6 +5,8 @@ const namespace = document.getElementById("namespace").namespaceURI;
 const $ = (id) => document.getElementById(id);
 const ROWS = 8;
 const CARRIERS = 6;
+const LEADERS = 2;
+const NEGLIGIBLE = 0.005;
 
 // Nothing from the data becomes markup: text goes in as text nodes, colours come from the palette.
 function element(tag, className, ...children) {
@@ -124,8 +126,10 @@ class Card {
     this.shares = sharesOf(content);
     this.total = (entity) => (this.shares.get(entity) || []).reduce((sum, share) => sum + share, 0);
     this.found = [...this.shares.keys()].sort((a, b) => this.total(b) - this.total(a) || a - b);
-    const strongest = [...this.carriers].sort((a, b) => Math.abs(b.effect) - Math.abs(a.effect)).slice(0, CARRIERS);
-    this.strongest = new Set(strongest.map((carrier) => carrier.entity));
+    // A model that reads whole frames only does not change when regions go.
+    this.byRegions = this.carriers.some((carrier) => carrier.effects.some((effect) => effect !== 0));
+    this.told = 0;
+    this.strongest = new Set(this.byRegions ? this.leading(0).map((carrier) => carrier.entity) : []);
     // Only these are drawn in full: hundreds of small entities side by side would be confetti.
     this.main = new Set([...this.strongest, ...this.found.slice(0, ROWS)]);
     this.searchable = [this.id, this.label, this.predicted, ...this.found.map((e) => data.entities[e].name)].join("\n").toLowerCase();
@@ -153,9 +157,28 @@ class Card {
     this.built = true;
     const frames = element("div", "frames");
     this.frames.forEach((frame, index) => frames.append(this.frame(frame, index)));
-    const left = element("div", "", frames, this.note ? element("p", "hint", this.note) : null);
-    this.body.append(left, element("aside", "", this.probabilities(), this.carrierPanel()), this.strip());
+    const left = element("div", "left", frames, this.note ? element("p", "hint", this.note) : null, this.strip());
+    this.reasons = element("section", "reasons");
+    this.body.append(left, element("aside", "", this.probabilities(), this.explained.length ? this.reasons : null));
+    this.tell(0);
     this.show(null);
+  }
+
+  // The entities with the largest effect on a label, either way.
+  leading(place) {
+    const size = (carrier) => Math.abs(carrier.effects[place]);
+    return [...this.carriers].sort((a, b) => size(b) - size(a)).slice(0, CARRIERS);
+  }
+
+  // Say what carried one of the best labels.
+  tell(place) {
+    if (!this.explained.length) return;
+    this.told = place;
+    this.rows = this.rows.filter(([, row]) => !this.reasons.contains(row));
+    const title = element("h4", "", "What carried ", element("span", "quoted", this.explained[place]));
+    this.reasons.replaceChildren(title, ...(this.byRegions ? this.carrierList(place) : [element("p", "hint", "This model reads whole frames: leaving regions out changes nothing.")]), ...this.frameList(place));
+    this.body.querySelectorAll(".probs button").forEach((node) => node.setAttribute("aria-pressed", String(node.dataset.label === this.explained[place])));
+    this.show(this.marked ?? null);
   }
 
   frame(frame, index) {
@@ -208,59 +231,104 @@ class Card {
 
   probabilities() {
     const list = element("ol", "probs");
-    this.top.forEach(([label, probability], place) => {
-      const first = place === 0, truth = label === this.label;
+    this.top.forEach(([label, probability], rank) => {
+      const first = rank === 0, truth = label === this.label;
       const word = first && this.correct !== null ? (this.correct ? "✓ right" : "✗ wrong") : truth ? "✓ true class" : "";
       const kind = truth ? "right" : first && this.correct === false ? "wrong" : "";
       const bar = element("i", kind);
       bar.style.width = `${Math.max(100 * probability, 0.5)}%`;
       const name = element("span", first ? "first" : "", label, word ? element("span", `tag ${kind}`, word) : null);
-      list.append(element("li", "", element("div", "name", name, element("span", "", percent(probability))), element("div", "track", bar)));
+      const line = [element("div", "name", name, element("span", "", percent(probability))), element("div", "track", bar)];
+      const place = this.explained.indexOf(label);
+      list.append(element("li", "", ...(place < 0 ? line : [this.labelButton(label, place, line)])));
     });
-    return element("section", "", element("h4", "", "Prediction"), list);
+    const hint = this.explained.length > 1 ? element("span", "muted", "choose one to see what carried it") : null;
+    return element("section", "", element("h4", "", "Prediction ", hint), list);
   }
 
-  carrierPanel() {
-    if (!this.carriers.length) return null;
-    const reach = [Math.min(0, ...this.carriers.map((c) => c.effect)), Math.max(0, ...this.carriers.map((c) => c.effect))];
-    const span = reach[1] - reach[0] || 1;
+  labelButton(label, place, line) {
+    const carried = this.byRegions ? [...this.carriers].sort((a, b) => b.effects[place] - a.effects[place]).filter((carrier) => carrier.effects[place] > NEGLIGIBLE).slice(0, LEADERS) : [];
+    const leaders = carried.map(({ entity }) => element("span", "leader", swatch(entity), element("span", "", data.entities[entity].name)));
+    const node = button("label", () => this.tell(place), ...line, leaders.length ? element("div", "leaders", ...leaders) : null);
+    node.dataset.label = label;
+    return node;
+  }
+
+  carrierList(place) {
+    const effects = this.carriers.map((carrier) => carrier.effects[place]);
+    const low = Math.min(0, ...effects), span = Math.max(0, ...effects) - low || 1;
     const list = element("div", "carriers");
-    const fill = (carriers) => list.replaceChildren(...carriers.map((carrier) => this.carrier(carrier, reach[0], span)));
-    fill(this.carriers.filter((carrier) => this.strongest.has(carrier.entity)));
-    const panel = element("section", "", element("h4", "", "What carried it ", element("span", "muted", "leave-one-entity-out")), list);
-    if (this.carriers.length > this.strongest.size) {
-      const more = button("more", () => { fill(this.carriers); more.remove(); this.show(this.marked); }, `all ${this.carriers.length} entities`);
-      panel.append(more);
-    }
-    const untried = this.untried ? ` ${plural(this.untried, "smaller entity").replace("entitys", "entities")} not tried.` : "";
-    panel.append(element("p", "hint", `Change of the logit of “${this.predicted}” that the entity’s regions make: with them minus without them.${untried}`));
-    return panel;
+    const byEffect = (a, b) => b.effects[place] - a.effects[place];
+    const fill = (carriers) => list.replaceChildren(...carriers.sort(byEffect).map((carrier) => this.carrier(carrier, place, low, span)));
+    const leading = this.leading(place);
+    fill([...leading]);
+    const more = button("more", () => { fill([...this.carriers]); more.remove(); this.show(this.marked); }, `all ${this.carriers.length} entities`);
+    const untried = this.untried ? ` ${this.untried === 1 ? "1 smaller entity" : `${this.untried} smaller entities`} not tried.` : "";
+    const heads = element("div", "carrier heads", element("span", "", "entity"), element("span"), element("span", "value", "logit"), place === 0 ? element("span", "becomes", "without") : null);
+    const without = place === 0 ? ", and what the prediction is without them" : "";
+    const hint = element("p", "hint", `What the entity’s regions add to the logit (with them minus without)${without}.${untried}`);
+    return [heads, list, ...(this.carriers.length > leading.length ? [more] : []), hint];
   }
 
-  carrier(carrier, low, span) {
-    const bar = element("i", carrier.effect < 0 ? "against" : "");
+  carrier(carrier, place, low, span) {
+    const effect = carrier.effects[place];
+    const bar = element("i", effect < 0 ? "against" : "");
     const track = element("div", "effect", bar);
     const at = (value) => `${(100 * (value - low)) / span}%`;
     track.style.setProperty("--zero", at(0));
-    track.style.setProperty("--from", at(Math.min(0, carrier.effect)));
-    track.style.setProperty("--wide", `${(100 * Math.abs(carrier.effect)) / span}%`);
-    const row = element("div", "carrier", this.entityButton(carrier.entity, carrier.regions), track, element("span", "value", signed(carrier.effect)));
+    track.style.setProperty("--from", at(Math.min(0, effect)));
+    track.style.setProperty("--wide", `${(100 * Math.abs(effect)) / span}%`);
+    const becomes = place === 0 ? this.becomes(carrier.without) : null;
+    const row = element("div", "carrier", this.entityButton(carrier.entity, carrier.regions), track, element("span", "value", signed(effect)), becomes);
     this.rows.push([carrier.entity, row]);
     return row;
+  }
+
+  // What a prediction is without a part, beside what it was.
+  becomes([label, probability, kept]) {
+    const was = this.probabilityOf(this.explained[0]);
+    return label === this.explained[0]
+      ? element("span", "becomes", was === null ? percent(kept) : `→ ${percent(kept)}`)
+      : element("span", "becomes flips", `→ ${label} ${percent(probability)}`);
+  }
+
+  probabilityOf(label) {
+    const found = this.top.find(([name]) => name === label);
+    return found ? found[1] : null;
+  }
+
+  frameList(place) {
+    const effects = this.frameEffects[place] || [];
+    if (!effects.length) return [];
+    const largest = Math.max(...effects.map(Math.abs), NEGLIGIBLE);
+    const bars = effects.map((effect, index) => {
+      const bar = element("i", effect < 0 ? "against" : "");
+      bar.style.setProperty("--tall", `${(100 * Math.abs(effect)) / largest}%`);
+      const target = { moment: index };
+      const node = button("moment", (event) => pin(this, target, event), bar);
+      node.setAttribute("aria-label", `frame ${index + 1}: effect ${signed(effect)}`);
+      this.follow(node, target);
+      return node;
+    });
+    return [element("h4", "", "Frames ", element("span", "muted", "effect of each, left out on its own")), element("div", "moments", ...bars)];
+  }
+
+  follow(node, target) {
+    node.addEventListener("pointerenter", (event) => { if (event.pointerType === "mouse") point(this, target, event); });
+    node.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") point(null); });
   }
 
   entityButton(entity, regions = null) {
     const target = { entity, regions };
     const node = button("entity", (event) => pin(this, target, event), swatch(entity), element("span", "", data.entities[entity].name));
-    node.addEventListener("pointerenter", (event) => { if (event.pointerType === "mouse") point(this, target, event); });
-    node.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") point(null); });
+    this.follow(node, target);
     return node;
   }
 
   strip() {
-    const effects = new Map(this.carriers.map((carrier) => [carrier.entity, carrier.effect]));
-    const explained = this.carriers.map((carrier) => carrier.entity).filter((entity) => this.shares.has(entity));
-    const order = [...explained, ...this.found.filter((entity) => !effects.has(entity))];
+    const tried = this.byRegions ? this.carriers.map((carrier) => carrier.entity) : [];
+    const explained = tried.filter((entity) => this.shares.has(entity));
+    const order = [...explained, ...this.found.filter((entity) => !tried.includes(entity))];
     const body = element("tbody");
     const fill = (entities) => body.replaceChildren(...entities.map((entity) => this.stripRow(entity)));
     const kept = new Set([...this.strongest, ...this.found].filter((entity) => this.shares.has(entity)).slice(0, ROWS));
@@ -296,14 +364,16 @@ class Card {
     if (!this.built) return;
     this.marked = target;
     const chosen = target || (filters.entity !== null ? { entity: filters.entity } : null);
-    const entity = chosen === null ? null : chosen.entity ?? best(this.frames[chosen.frame], chosen.region);
-    this.node.classList.toggle("focus", chosen !== null);
+    const moment = chosen === null ? undefined : chosen.moment;
+    const focus = chosen !== null && moment === undefined;
+    const entity = focus ? chosen.entity ?? best(this.frames[chosen.frame], chosen.region) : null;
+    this.node.classList.toggle("focus", focus);
     this.views.forEach((view, index) => {
-      view.node.classList.toggle("lit", chosen !== null && chosen.entity !== undefined && chosen.frame === index);
+      view.node.classList.toggle("lit", moment === index || (focus && chosen.entity !== undefined && chosen.frame === index));
       view.fills.forEach(([other, fill]) => fill.classList.toggle("same", other === entity));
-      const here = chosen !== null && chosen.frame === index && chosen.region > 0;
+      const here = focus && chosen.frame === index && chosen.region > 0;
       const outline = (wanted) => outlinePath(view.frame.map, this.grid[1], wanted);
-      const kin = chosen === null ? "" : outline((region) => best(view.frame, region) === entity);
+      const kin = !focus ? "" : outline((region) => best(view.frame, region) === entity);
       const active = here ? outline((region) => region === chosen.region) : "";
       view.kin.forEach((edge) => edge.setAttribute("d", kin));
       view.active.forEach((edge) => edge.setAttribute("d", active));
@@ -329,7 +399,7 @@ function point(card, target = null, event = null) {
 }
 
 function pin(card, target, event) {
-  const same = pinned && pinned.card === card && pinned.target.frame === target.frame && pinned.target.region === target.region && pinned.target.entity === target.entity;
+  const same = pinned && pinned.card === card && pinned.target.frame === target.frame && pinned.target.region === target.region && pinned.target.entity === target.entity && pinned.target.moment === target.moment;
   release();
   if (same) return;
   if (pointed) pointed.show(null);
@@ -349,7 +419,8 @@ function release() {
 
 function showTip(card, target, event) {
   const tip = $("tip");
-  tip.replaceChildren(...(target.region === undefined ? entityTip(card, target) : regionTip(card, target)));
+  const tell = target.moment !== undefined ? momentTip : target.region === undefined ? entityTip : regionTip;
+  tip.replaceChildren(...tell(card, target));
   tip.hidden = false;
   placeTip(tip, card, target, event);
 }
@@ -399,14 +470,26 @@ function entityTip(card, { entity }) {
   const shares = card.shares.get(entity) || [];
   const seen = shares.filter((share) => share > 0).length;
   const carrier = card.carriers.find((other) => other.entity === entity);
-  const effect = carrier ? ` · effect ${signed(carrier.effect)}` : "";
   const share = percent(card.total(entity) / card.frames.length);
-  return [...entityHead(entity, null), element("div", "where", `in ${seen} of ${card.frames.length} frames, ${share} of all patches${effect}`)];
+  const where = element("div", "where", `in ${seen} of ${card.frames.length} frames, ${share} of all patches`);
+  return [...entityHead(entity, null), where, ...(carrier && card.byRegions ? [without(card, carrier.effects, carrier.without)] : [])];
+}
+
+function momentTip(card, { moment }) {
+  const head = element("div", "head", `frame ${moment + 1} of ${card.frames.length}, ${seconds(card.frames[moment].t)}`);
+  return [head, without(card, card.frameEffects.map((effects) => effects[moment]), card.framesWithout[moment])];
+}
+
+// The effect of a part on the best labels, and what the prediction is without it.
+function without(card, effects, becomes) {
+  const rows = card.explained.map((label, place) => element("tr", "", element("td", "", label), element("td", "number", signed(effects[place]))));
+  const caption = element("caption", "", `prediction without it: ${becomes[0]} ${percent(becomes[1])}; it adds to the logit of`);
+  return element("table", "", caption, element("tbody", "", ...rows));
 }
 
 // Filters.
 
-const filters = { text: "", label: "", entity: null, verdict: "" };
+const filters = { text: "", label: "", entity: null, verdict: "", taken: null };
 const cards = data.cards.map((content, index) => new Card(content, index));
 const classOf = (card) => card.label ?? card.predicted;
 
@@ -415,7 +498,8 @@ function passes(card) {
   return (!filters.text || card.searchable.includes(filters.text))
     && (!filters.label || classOf(card) === filters.label)
     && (filters.entity === null || card.shares.has(filters.entity))
-    && (!filters.verdict || verdict === filters.verdict);
+    && (!filters.verdict || verdict === filters.verdict)
+    && (filters.taken === null || card.predicted === filters.taken);
 }
 
 function refresh() {
@@ -423,6 +507,8 @@ function refresh() {
   filters.label = $("class").value;
   filters.entity = $("entity").value === "" ? null : Number($("entity").value);
   filters.verdict = $("verdict").value;
+  $("taken").hidden = filters.taken === null;
+  $("taken").textContent = filters.taken === null ? "" : `taken for “${filters.taken}” ×`;
   release();
   let shown = 0;
   for (const card of cards) {
@@ -468,8 +554,109 @@ function setUp() {
   $("text").addEventListener("input", refresh);
   $("overlay").addEventListener("change", () => $("cards").classList.toggle("no-overlay", !$("overlay").checked));
   $("bar").addEventListener("submit", (event) => event.preventDefault());
-  $("reset").addEventListener("click", () => { $("bar").reset(); $("cards").classList.remove("no-overlay"); refresh(); });
+  $("taken").addEventListener("click", () => { filters.taken = null; refresh(); });
+  $("reset").addEventListener("click", clear);
   for (const id of ["legend", "entities", "bar"]) $(id).hidden = cards.length === 0;
+}
+
+function clear() {
+  $("bar").reset();
+  filters.taken = null;
+  $("cards").classList.remove("no-overlay");
+  refresh();
+}
+
+// Mistakes: a matrix of all videos, and pictures of the most confused pairs.
+
+function choosePair(label, predicted) {
+  clear();
+  const there = [...$("class").options].some((option) => option.value === label);
+  if (there) { $("class").value = label; filters.taken = predicted; } else { $("text").value = label; }
+  refresh();
+  $("bar").scrollIntoView({ block: "start" });
+}
+
+function goTo(card) {
+  clear();
+  card.build();
+  card.node.focus({ preventScroll: true });
+  card.node.scrollIntoView({ block: "start" });
+}
+
+const CELL = 19, SIDE = 172, HEAD = 138, LETTERS = 25;
+const shorten = (text) => (text.length > LETTERS ? `${text.slice(0, LETTERS - 1)}…` : text);
+
+function svgText(content, attributes) {
+  const node = shape("text", attributes);
+  node.append(content);
+  return node;
+}
+
+function drawMatrix({ classes, counts, left_out: leftOut, videos_left_out: videosLeftOut }) {
+  const size = CELL * classes.length, width = SIDE + size + HEAD / 2, height = HEAD + size;
+  const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": "confusion matrix: true class by row, prediction by column" });
+  const totals = classes.map((_, row) => counts.filter(([at]) => at === row).reduce((sum, [, , count]) => sum + count, 0));
+  svg.append(shape("rect", { class: "sunk", x: SIDE, y: HEAD, width: size, height: size }));
+  const marks = [shape("rect", { class: "mark", x: SIDE, height: CELL, width: size }), shape("rect", { class: "mark", y: HEAD, width: CELL, height: size })];
+  svg.append(...marks);
+  classes.forEach((name, at) => {
+    const middle = (at + 0.5) * CELL;
+    const full = shape("title", {});
+    full.append(name);
+    const row = svgText(shorten(name), { x: SIDE - 8, y: HEAD + middle + 4, "text-anchor": "end" });
+    row.append(full);
+    svg.append(row, svgText(shorten(name), { transform: `translate(${SIDE + middle + 4} ${HEAD - 8}) rotate(-55)` }));
+  });
+  for (const [row, column, count] of counts) {
+    const x = SIDE + column * CELL, y = HEAD + row * CELL, share = count / totals[row];
+    const box = shape("rect", { class: row === column ? "hit" : "miss", x: x + 1, y: y + 1, width: CELL - 2, height: CELL - 2, rx: 3, "fill-opacity": (0.25 + 0.75 * share).toFixed(3) });
+    const text = svgText(String(count), { class: share > 0.45 ? "deep" : "", x: x + CELL / 2, y: y + CELL / 2 + 3.5, "text-anchor": "middle" });
+    const group = shape("g", { class: "cell", "data-row": row, "data-column": column });
+    group.append(box, text);
+    const words = row === column ? "right" : `taken for “${classes[column]}”`;
+    group.addEventListener("pointerenter", (event) => {
+      marks[0].setAttribute("y", y);
+      marks[1].setAttribute("x", x);
+      svg.classList.add("marked");
+      if (!pinned) tipAt(event, element("div", "head", classes[row]), element("div", "gloss", `${count} of ${totals[row]} ${words}`));
+    });
+    group.addEventListener("pointerleave", () => { svg.classList.remove("marked"); if (!pinned) $("tip").hidden = true; });
+    group.addEventListener("click", () => choosePair(classes[row], classes[column]));
+    svg.append(group);
+  }
+  const note = leftOut ? `The ${leftOut} classes least confused, and ${plural(videosLeftOut, "video")} of or taken for them, are left out.` : "";
+  $("matrix").append(element("div", "scroll", svg), element("p", "hint", `Row: true class. Column: prediction. Choose a cell to see its videos among those below. ${note}`));
+}
+
+function tipAt(event, ...content) {
+  const tip = $("tip");
+  tip.replaceChildren(...content);
+  tip.hidden = false;
+  tip.style.left = `${Math.max(10, Math.min(event.clientX + 16, innerWidth - tip.offsetWidth - 10))}px`;
+  tip.style.top = `${Math.max(10, Math.min(event.clientY + 16, innerHeight - tip.offsetHeight - 10))}px`;
+}
+
+function drawPair({ label, predicted, count, shown }) {
+  const named = element("span", "pair", element("b", "", label), element("span", "wrong", "✗ taken for"), element("b", "", predicted));
+  const head = button("", () => choosePair(label, predicted), named, element("span", "muted", plural(count, "video")));
+  const pictures = shown.map(({ id, p, truth, src }) => {
+    const card = cards.find((other) => other.id === id);
+    const picture = src ? element("img") : element("span", "blank", "no picture");
+    if (src) { picture.src = src; picture.alt = `${id}: ${label}, taken for ${predicted}`; }
+    const words = element("span", "caption", `said ${percent(p)}`, truth === null ? null : element("br"), truth === null ? null : `true ${percent(truth)}`);
+    const node = card ? button("shot", () => goTo(card), picture, words) : element("span", "shot", picture, words);
+    node.title = card ? `${id}: go to this video` : id;
+    return node;
+  });
+  return element("figure", "confused", element("figcaption", "", head), element("div", "shots", ...pictures));
+}
+
+function drawMistakes() {
+  $("mistakes").hidden = !data.confusions;
+  if (!data.confusions) return;
+  drawMatrix(data.confusions);
+  $("pairs").append(...data.pairs.map(drawPair));
+  if (!data.pairs.length) $("pairs").append(element("p", "muted", "No video was taken for another class."));
 }
 
 // Keyboard.
@@ -500,6 +687,7 @@ document.addEventListener("click", (event) => { if (!$("tip").contains(event.tar
 
 defineTextures();
 setUp();
+drawMistakes();
 $("cards").append(...cards.map((card) => card.node));
 refresh();
 const near = new IntersectionObserver((entries) => {

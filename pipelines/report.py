@@ -24,7 +24,9 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from PIL import Image
 
+from aligner.sources import Source
 from pipelines.errors import PipelineError, did_you_mean
+from pipelines.mistakes import ConfusedPair, Confusions, Locate, confused_pairs, confusions
 
 HERE = Path(__file__).parent
 LEAD = (
@@ -87,15 +89,57 @@ class Entity:
 
 
 @dataclass(frozen=True)
+class Without:
+    """The prediction without a part: best label, its probability, and that of the label predicted before."""
+
+    label: str
+    probability: float
+    kept: float
+
+
+@dataclass(frozen=True)
 class Carrier:
-    """Leave-one-entity-out: ``effect`` is the predicted class's logit minus the same without the entity.
+    """Leave-one-entity-out: ``effects`` are logits of the best labels minus the same without the entity.
 
     ``regions`` are the (frame, region) pairs that were left out, region 0 being the class token.
     """
 
     entity_id: int
-    effect: float
+    effects: tuple[float, ...]
     regions: tuple[tuple[int, int], ...]
+    without: Without
+
+    @property
+    def effect(self) -> float:
+        """On the predicted label, the first."""
+        return self.effects[0]
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """What carried the best ``labels``: entities, largest effect on the first label first, and frames.
+
+    ``frame_effects`` has a row for each label and a column for each frame; ``untried`` counts entities that were too
+    small to be tried.
+    """
+
+    labels: tuple[str, ...] = ()
+    carriers: tuple[Carrier, ...] = ()
+    untried: int = 0
+    frame_effects: tuple[tuple[float, ...], ...] = ()
+    frames_without: tuple[Without, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Mistakes:
+    """What a run gets wrong, over all of its predictions: matrix, accuracy of every class, most confused pairs."""
+
+    confusions: Confusions | None = None
+    by_class: Table | None = None
+    pairs: Sequence[ConfusedPair] = ()
+
+
+NO_MISTAKES = Mistakes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +166,7 @@ class VideoCard:
     patch_region: np.ndarray
     topk_entity: np.ndarray
     topk_score: np.ndarray
-    carriers: tuple[Carrier, ...] = ()
-    carriers_left_out: int = 0
+    reasons: Reasons = Reasons()
     note: str = ""
 
     def entity_patches(self) -> Counter[int]:
@@ -157,9 +200,35 @@ def collect(
 
     manifest = artifact.read_manifest(alignments)
     rows = choose(read_predictions(predictions, video_ids), limit)
-    carriers = read_explanations(explanations) if explanations else {}
-    regions = _read_regions(alignments, manifest, [row["video_id"] for row in rows])
-    return [_card(row, regions[row["video_id"]], carriers, manifest, videos_root, display) for row in rows]
+    reasons = read_explanations(explanations) if explanations else {}
+    chosen = [row["video_id"] for row in rows]
+    regions = _read_regions(alignments, manifest, chosen)
+    place_of = locate(alignments, videos_root, chosen)
+    return [
+        _card(
+            row,
+            regions[row["video_id"]],
+            reasons.get(row["video_id"], Reasons()),
+            manifest,
+            place_of,
+            display,
+        )
+        for row in rows
+    ]
+
+
+def locate(alignments: Path, videos_root: Path, video_ids: Sequence[str]) -> Locate:
+    """What says where each of some videos lies: a file, a part of one, a member of a tar, a folder of pictures."""
+    from aligner import artifact
+    from aligner.plan import FRAME_RATE, Plan, items_of
+
+    table = artifact.read_videos(alignments)
+    table = table.filter(pc.is_in(table["video_id"], pa.array(video_ids, pa.string())))
+    manifest, items = artifact.read_manifest(alignments), items_of(table)
+    rate = manifest["config"].get("frame_rate", FRAME_RATE)
+    plan = Plan(videos_root, items, manifest["num_shards"], frame_rate=rate)
+    by_id = {item.video_id: item for item in items}
+    return lambda video_id: plan.path(by_id[video_id])
 
 
 def read_predictions(path: Path, video_ids: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -221,17 +290,14 @@ def _alternate(rows: list[dict[str, Any]], wrong_first: bool) -> list[dict[str, 
     return both + first[shorter:] + second[shorter:]
 
 
-def read_explanations(path: Path) -> dict[str, tuple[tuple[Carrier, ...], int]]:
-    """Per video its carriers, largest effect first, and how many more entities were not tried.
+def read_explanations(path: Path) -> dict[str, Reasons]:
+    """What carried the predictions, by video.
 
     Raises:
         ReportError: a file that is not what adapter's ``explain`` writes.
     """
     try:
-        return {
-            video["video_id"]: (_carriers(video["entities"]), int(video.get("entities_left_out", 0)))
-            for video in json.loads(path.read_text("utf-8"))
-        }
+        return {video["video_id"]: _reasons(video) for video in json.loads(path.read_text("utf-8"))}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ReportError(
             f"{path} is not a list of explanations ({type(error).__name__}: {error}); "
@@ -239,16 +305,23 @@ def read_explanations(path: Path) -> dict[str, tuple[tuple[Carrier, ...], int]]:
         ) from error
 
 
-def _carriers(entities: list[dict[str, Any]]) -> tuple[Carrier, ...]:
+def _reasons(video: Mapping[str, Any]) -> Reasons:
     carriers = (
         Carrier(
             int(entity["entity_id"]),
-            float(entity["effect"]),
+            tuple(map(float, entity["effects"])),
             tuple((int(frame), int(region)) for frame, region in entity["regions"]),
+            Without(**entity["without"]),
         )
-        for entity in entities
+        for entity in video["entities"]
     )
-    return tuple(sorted(carriers, key=lambda carrier: (-carrier.effect, carrier.entity_id)))
+    return Reasons(
+        tuple(video["labels"]),
+        tuple(sorted(carriers, key=lambda carrier: (-carrier.effect, carrier.entity_id))),
+        int(video["entities_left_out"]),
+        tuple(tuple(map(float, effects)) for effects in video["label_frame_effects"]),
+        tuple(Without(**without) for without in video["frames_without"]),
+    )
 
 
 def load_entities(alignments: Path) -> list[Entity]:
@@ -343,13 +416,12 @@ def _patch_region(maps: pa.ChunkedArray, shape: tuple[int, int], patches: int, w
 def _card(
     row: dict[str, Any],
     regions: _Regions,
-    explained: Mapping[str, tuple[tuple[Carrier, ...], int]],
+    reasons: Reasons,
     manifest: Mapping[str, Any],
-    videos_root: Path,
+    place_of: Locate,
     display: int,
 ) -> VideoCard:
-    carriers, left_out = explained.get(row["video_id"], ((), 0))
-    frames, note = _pictures(videos_root, row["video_id"], manifest["config"], display)
+    frames, note = _pictures(place_of(row["video_id"]), row["video_id"], manifest["config"], display)
     return VideoCard(
         row["video_id"],
         # Predictions leave out labels that their label set lacks; the plan still knows them.
@@ -364,14 +436,13 @@ def _card(
         regions.patch_region,
         regions.topk_entity,
         regions.topk_score,
-        carriers,
-        left_out,
+        reasons,
         note,
     )
 
 
 def _pictures(
-    root: Path, video_id: str, config: Mapping[str, Any], display: int
+    place: Path | Source, video_id: str, config: Mapping[str, Any], display: int
 ) -> tuple[tuple[np.ndarray, ...], str]:
     """The frames of the first view as the model saw them, through the middle crop, or none and the reason."""
     from aligner.decode import DecodeError, sample_views
@@ -381,7 +452,7 @@ def _pictures(
     scale = display / min(height, width)
     size = round(height * scale), round(width * scale)
     try:
-        frames = sample_views(root / video_id, Sampling.of(config), video_id)[0]
+        frames = sample_views(place, Sampling.of(config), video_id)[0]
     except DecodeError as error:
         return (), f"No pictures: {error}."
     return tuple(crop(frame.rgb, size, config.get("resize_mode", "shortest")) for frame in frames), ""
@@ -413,33 +484,40 @@ def _fitting(image: Image.Image, width: int, height: int) -> tuple[int, int]:
     return round(image.width * scale), round(image.height * scale)
 
 
-# Tables that callers may hand to the report.
+# Tables and mistakes that callers may hand to the report.
 
 
-def summary_tables(predictions: Path, most: int = 12) -> list[Table]:
-    """Accuracy of every class, worst first, and the pairs most often confused; none without true labels."""
-    rows = [row for row in read_predictions(predictions) if row["label"] is not None]
+def find_mistakes(alignments: Path, predictions: Path, videos_root: Path) -> Mistakes:
+    """The confusion matrix and the most confused pairs of a predictions file, with pictures of some videos."""
+    from aligner import artifact
+
+    rows = read_predictions(predictions)
+    wrong = [row["video_id"] for row in rows if row["label"] is not None and not row["correct"]]
+    place_of = locate(alignments, videos_root, wrong)
+    pairs = confused_pairs(rows, place_of, artifact.read_manifest(alignments)["config"])
+    return Mistakes(confusions(rows), class_table(rows), pairs)
+
+
+def class_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Accuracy of every class, worst first, and what it is taken for most often; None without true labels."""
+    rows = [row for row in rows if row["label"] is not None]
     if not rows:
-        return []
+        return None
     confused = Counter((row["label"], row["predicted"]) for row in rows if not row["correct"])
     pairs = sorted(confused.items(), key=lambda item: (-item[1], item[0]))
-    tables = [
-        Table("Accuracy by class", ["class", "videos", "right", "accuracy %", "most often taken for"], [])
-    ]
-    tables[0].rows.extend(sorted(_class_rows(rows, pairs), key=lambda row: (row[3], row[0])))
-    if pairs:
-        some = [[truth, taken, str(count)] for (truth, taken), count in pairs[:most]]
-        note = f"{len(pairs)} pairs in all." if len(pairs) > most else ""
-        tables.append(Table("Most confused pairs", ["true class", "taken for", "videos"], some, note))
-    return tables
+    table = Table("Accuracy by class", ["class", "right", "of", "%", "taken most for"], [])
+    table.rows.extend(sorted(_class_rows(rows, pairs), key=lambda row: (row[3], row[0])))
+    return table
 
 
-def _class_rows(rows: list[dict[str, Any]], pairs: list[tuple[tuple[str, str], int]]) -> list[list[Any]]:
+def _class_rows(
+    rows: Sequence[Mapping[str, Any]], pairs: list[tuple[tuple[str, str], int]]
+) -> list[list[Any]]:
     videos = Counter(row["label"] for row in rows)
     right = Counter(row["label"] for row in rows if row["correct"])
     taken = {truth: f"{other} ({count})" for (truth, other), count in reversed(pairs)}
     return [
-        [label, str(count), str(right[label]), 100 * right[label] / count, taken.get(label)]
+        [label, str(right[label]), str(count), 100 * right[label] / count, taken.get(label)]
         for label, count in videos.items()
     ]
 
@@ -480,15 +558,18 @@ def write_report(
     notices: Sequence[str] = (),
     lead: str = LEAD,
     max_bytes: int = MAX_BYTES,
+    mistakes: Mistakes = NO_MISTAKES,
+    config: str = "",
 ) -> Path:
     """Write the report atomically and return its path; the same input gives the same bytes.
 
     Beyond ``max_bytes`` pictures are compressed harder, then videos are left out, and the report says so.
+    ``mistakes`` are those of all videos, not only of the cards; ``config`` is a text to fold up at the end.
 
     Raises:
         ReportError: even without videos the report is too large.
     """
-    page = _Page(title, lead, list(tables), dict(facts), list(notices))
+    page = _Page(title, lead, list(tables), dict(facts), list(notices), config, mistakes)
     for quality, count in _attempts(len(cards)):
         html = _render(page, cards[:count], len(cards), entities, quality).encode()
         if len(html) <= max_bytes:
@@ -508,6 +589,8 @@ class _Page:
     tables: list[Table]
     facts: dict[str, str]
     notices: list[str]
+    config: str
+    mistakes: Mistakes
 
 
 def _attempts(cards: int) -> Iterator[tuple[int, int]]:
@@ -528,9 +611,12 @@ def _render(
     )
     # Files of our own, not data: nothing in them needs escaping.
     inline = {name: Markup((HERE / f"report.{name}").read_text("utf-8")) for name in ("css", "js")}  # noqa: S704
-    data = _script_json(payload(cards, entities, quality))
+    data = _script_json(payload(cards, entities, quality, page.mistakes))
     tables = [_formatted(table) for table in page.tables]
-    return environment.get_template("report.html").render(page=page, tables=tables, inline=inline, data=data)
+    by_class = _formatted(page.mistakes.by_class) if page.mistakes.by_class else None
+    return environment.get_template("report.html").render(
+        page=page, tables=tables, by_class=by_class, inline=inline, data=data
+    )
 
 
 def _budget_notices(quality: int, shown: int, asked: int) -> list[str]:
@@ -551,7 +637,10 @@ def _script_json(data: Any) -> Markup:
 
 
 def payload(
-    cards: Sequence[VideoCard], entities: Sequence[Entity], quality: int = QUALITIES[0]
+    cards: Sequence[VideoCard],
+    entities: Sequence[Entity],
+    quality: int = QUALITIES[0],
+    mistakes: Mistakes = NO_MISTAKES,
 ) -> dict[str, Any]:
     """What the page's script draws: the cards, and the entities that they mention.
 
@@ -560,7 +649,7 @@ def payload(
     weights: Counter[int] = Counter()
     for card in cards:
         weights.update(dict.fromkeys(card.topk_entity[:, :, :ALTERNATIVES].ravel().tolist(), 0))
-        weights.update(dict.fromkeys((carrier.entity_id for carrier in card.carriers), 0))
+        weights.update(dict.fromkeys((carrier.entity_id for carrier in card.reasons.carriers), 0))
         weights.update(card.entity_patches())
     if weights and max(weights) >= len(entities):
         raise ReportError(
@@ -572,7 +661,22 @@ def payload(
         "origins": ORIGINS,
         "entities": {str(i): _entity_json(entities[i], slots[i], weights[i]) for i in sorted(weights)},
         "cards": [_card_json(card, quality) for card in cards],
+        "confusions": vars(mistakes.confusions) if mistakes.confusions else None,
+        "pairs": [_pair_json(pair, quality) for pair in mistakes.pairs],
     }
+
+
+def _pair_json(pair: ConfusedPair, quality: int) -> dict[str, Any]:
+    shown = [
+        {
+            "id": one.video_id,
+            "p": round(float(one.probability), 4),
+            "truth": None if one.truth_probability is None else round(float(one.truth_probability), 4),
+            "src": None if one.frame is None else _data_uri(one.frame, quality),
+        }
+        for one in pair.shown
+    ]
+    return {"label": pair.label, "predicted": pair.predicted, "count": pair.count, "shown": shown}
 
 
 def _entity_json(entity: Entity, slot: int, patches: int) -> dict[str, Any]:
@@ -588,16 +692,32 @@ def _card_json(card: VideoCard, quality: int) -> dict[str, Any]:
         "grid": list(card.grid),
         "top": [[label, round(float(probability), 4)] for label, probability in card.topk],
         "frames": [_frame_json(card, i, quality) for i in range(len(card.times_s))],
-        "carriers": [
-            {
-                "entity": c.entity_id,
-                "effect": round(c.effect, 4),
-                "regions": [list(pair) for pair in c.regions],
-            }
-            for c in card.carriers
-        ],
-        "untried": card.carriers_left_out,
+        **_reasons_json(card.reasons),
     }
+
+
+def _reasons_json(reasons: Reasons) -> dict[str, Any]:
+    """The best labels with the effect of each frame, and the entities with their effect on each label."""
+    carriers = [
+        {
+            "entity": carrier.entity_id,
+            "effects": [round(effect, 4) for effect in carrier.effects],
+            "regions": [list(pair) for pair in carrier.regions],
+            "without": _without_json(carrier.without),
+        }
+        for carrier in reasons.carriers
+    ]
+    return {
+        "explained": list(reasons.labels),
+        "carriers": carriers,
+        "untried": reasons.untried,
+        "frameEffects": [[round(effect, 4) for effect in effects] for effects in reasons.frame_effects],
+        "framesWithout": [_without_json(without) for without in reasons.frames_without],
+    }
+
+
+def _without_json(without: Without) -> list[Any]:
+    return [without.label, round(without.probability, 4), round(without.kept, 4)]
 
 
 def _frame_json(card: VideoCard, frame: int, quality: int) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The work of each step of ``alt run``: one call into a stage, and the sentence that says what came of it."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import AdapterSection, EvaluationSection, LabelsSection, PipelineConfig
+from pipelines.config import AdapterSection, EvaluationSection, LabelsSection, PipelineConfig, ReportSection
 from pipelines.errors import PipelineError
 from pipelines.workflow import Layout, read_scores
 
@@ -149,62 +150,89 @@ def evaluate(config: PipelineConfig, layout: Layout, name: str, section: Evaluat
     return said
 
 
-def report(config: PipelineConfig, layout: Layout, tables: list[Any]) -> str:
-    """Explain the shown predictions of an evaluation and draw the report, result tables first."""
+def report(
+    config: PipelineConfig,
+    layout: Layout,
+    tables: list[Any],
+    section: ReportSection | None = None,
+    out: Path | None = None,
+) -> str:
+    """Explain the shown predictions of an evaluation and draw the report, result tables first.
+
+    ``section`` in place of the config's own, ``out`` in place of ``report.html``.
+    """
     from adapter.artifact import predictions_name
 
-    section = config.report
+    section = section or config.report
     assert section is not None
     evaluation = next(item for item in config.evaluations if item.name == section.evaluation)
     run = layout.run(section.adapter)
-    return _write_report(
-        config,
-        layout,
+    drawn = Drawn(
+        layout.alignments,
         run,
         layout.labels(evaluation.labels),
         run / predictions_name(section.evaluation),
-        f"{config.out.name}: {section.adapter} on {section.evaluation}",
-        section.videos,
-        tables,
+        config.alignments.videos_root or _videos_root(config.alignments.videos),
+        out or layout.report,
+        f"alt run {layout.config.name}",
+        layout.config.read_text(encoding="utf-8"),
     )
+    title = f"{config.out.name}: {section.adapter} on {section.evaluation}"
+    return draw_report(drawn, title, tables, section.videos, section.max_mb, config.device)
 
 
-def write_predictions_report(config: PipelineConfig, run: Path, layout: Layout, predictions: Path) -> str:
-    """The report of a user's own videos, whose labels are the set ``own``."""
-    title = f"{run.name} on {config.alignments.videos_root}"
-    return _write_report(config, layout, run, layout.labels("own"), predictions, title, 40, [])
+@dataclass(frozen=True)
+class Drawn:
+    """What a report is drawn from and where to: artifacts, predictions, videos; command and config to repeat it."""
+
+    alignments: Path
+    run: Path
+    labels: Path
+    predictions: Path
+    videos_root: Path
+    out: Path
+    command: str
+    config: str = ""
 
 
-def _write_report(
-    config: PipelineConfig,
-    layout: Layout,
-    run: Path,
-    labels: Path,
-    predictions: Path,
+def draw_report(
+    drawn: Drawn,
     title: str,
-    videos: int,
     tables: list[Any],
+    videos: int = 24,
+    max_mb: float = 20.0,
+    device: str = "auto",
+    more_notices: Sequence[str] = (),
 ) -> str:
+    """Explain the predictions to be shown, at most so many ``videos``, and write the report; returns a sentence.
+
+    The explanations lie beside the predictions.
+    """
     from adapter.explain import explain, explain_to_file
     from aligner.artifact import read_manifest
     from pipelines import report as pages
+    from pipelines.facts import facts, notices
 
+    predictions, alignments = drawn.predictions, drawn.alignments
     shown = pages.choose_videos(predictions, videos)
     explanations = predictions.with_name(predictions.stem.replace("predictions", "explanations") + ".json")
-    explain_to_file(explanations, explain(run, layout.alignments, labels, shown, device=config.device))
-    root = config.alignments.videos_root or _videos_root(config.alignments.videos)
+    explain_to_file(explanations, explain(drawn.run, alignments, drawn.labels, shown, device=device))
+    root = drawn.videos_root
     cards = pages.collect(
-        layout.alignments, predictions, root, explanations=explanations, video_ids=shown, limit=videos
+        alignments, predictions, root, explanations=explanations, video_ids=shown, limit=videos
     )
-    manifest = read_manifest(layout.alignments)
+    manifest = read_manifest(alignments)
     out = pages.write_report(
-        layout.report,
+        drawn.out,
         title=title,
         cards=cards,
-        tables=[*tables, *pages.summary_tables(predictions)],
-        facts=facts(manifest, layout),
-        entities=pages.load_entities(layout.alignments),
-        notices=notices(manifest),
+        tables=tables,
+        facts=facts(manifest, alignments, drawn.run, drawn.labels, drawn.command),
+        entities=pages.load_entities(alignments),
+        notices=[*more_notices, *notices(manifest)],
+        max_bytes=round(max_mb * 1e6),
+        mistakes=pages.find_mistakes(alignments, predictions, root),
+        config=drawn.config,
     )
     return f"{out.name}, {out.stat().st_size / 1e6:.1f} MB, {len(cards)} videos"
 
@@ -233,33 +261,3 @@ def score_tables(config: PipelineConfig, layout: Layout) -> list[Any]:
 
 def _percent(result: dict[str, Any] | None) -> float | None:
     return None if result is None else round(100 * result["top1"], 1)
-
-
-def facts(manifest: dict[str, Any], layout: Layout) -> dict[str, str]:
-    """What a reader needs to repeat or to doubt a report."""
-    counts, corpus = manifest["counts"], manifest["corpus"]
-    return {
-        "model": f"{manifest['model']['name']}, pretrained {manifest['model']['pretrained'] or 'in the folder'}",
-        "weights": manifest["model"]["weights_sha256"][:16],
-        "corpus": f"{corpus['entities']} entities, fingerprint {corpus['fingerprint'][:16]}",
-        "alignments": f"{manifest['videos']} videos, {manifest['frames']} frames, "
-        f"{manifest['patches']} patches merged to {manifest['regions']} regions, top-{manifest['top_k']}",
-        "plan": ", ".join(f"{name} {value}" for name, value in counts.items() if not isinstance(value, dict)),
-        "package": manifest["package"],
-        "repeat with": f"alt run {layout.config.name}",
-    }
-
-
-def notices(manifest: dict[str, Any]) -> list[str]:
-    """Warnings that a report must carry in plain sight."""
-    found, views = [], len(manifest.get("views", [None]))
-    if manifest["model"]["random_weights"]:
-        found.append(
-            "The vision-language model has random weights (--pretrained none): this shows the plumbing, nothing else."
-        )
-    if views > 1:
-        found.append(
-            f"Pictures, regions and effects are those of the first of {views} views of each video; predictions are the "
-            "mean over all views."
-        )
-    return found

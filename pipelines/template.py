@@ -38,7 +38,7 @@ evaluations:
   - {name: test, labels: train}         # split test, or all videos where the manifest has no splits
   # - {name: zeroshot, labels: new, split: new}
 
-report: {adapter: alt, evaluation: test, videos: 24}
+report: {adapter: alt, evaluation: test, videos: 24, max_mb: 20}
 """
 
 

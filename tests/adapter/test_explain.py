@@ -62,7 +62,9 @@ def test_effect_is_the_difference_of_two_forward_passes(trained, learnable, labe
         object.__setattr__(video, "mask", np.ones_like(mask))
 
 
-def test_the_best_labels_come_first_with_an_effect_of_every_frame(trained, learnable, label_set, explanations):
+def test_the_best_labels_come_first_with_an_effect_of_every_frame(
+    trained, learnable, label_set, explanations
+):
     opened = open_all(trained, learnable, label_set, "cpu")
     explanation = explanations[1]
     whole = score(opened, [Sample(explanation.video_id, -1)]).logits

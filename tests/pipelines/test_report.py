@@ -180,7 +180,9 @@ def _explanation(video_id: str, rows: artifact.VideoRows, random: np.random.Gene
         {
             "entity_id": e,
             "name": ENTITIES[e],
-            "effect": float(random.normal(1.4 if e < len(OBJECTS) else 0.1, 0.6)),
+            "effect": (effect := float(random.normal(1.4 if e < len(OBJECTS) else 0.1, 0.6))),
+            "effects": [effect, float(random.normal(0, 0.5))],
+            "without": {"label": "nothing", "probability": 0.5, "kept": 0.25},
             "frames": sorted({f for f, _ in pairs}),
             "regions": pairs,
         }
@@ -191,6 +193,9 @@ def _explanation(video_id: str, rows: artifact.VideoRows, random: np.random.Gene
         "predicted": "",
         "entities": entities,
         "entities_left_out": 0,
+        "labels": ["one", "other"],
+        "label_frame_effects": random.normal(0, 1, (2, FRAMES)).tolist(),
+        "frames_without": [{"label": "nothing", "probability": 0.6, "kept": 0.2}] * FRAMES,
         "attention": None,
     }
 
@@ -322,8 +327,8 @@ def test_predictions_explanations_and_times_come_from_their_files(world, cards):
         assert card.split == "test"
         assert card.times_s == tuple(i / 4 for i in range(FRAMES))
         effects = {e["entity_id"]: e["effect"] for e in explained[card.video_id]["entities"]}
-        assert {carrier.entity_id: carrier.effect for carrier in card.carriers} == effects
-        assert [carrier.effect for carrier in card.carriers] == sorted(effects.values(), reverse=True)
+        assert {carrier.entity_id: carrier.effect for carrier in card.reasons.carriers} == effects
+        assert [carrier.effect for carrier in card.reasons.carriers] == sorted(effects.values(), reverse=True)
 
 
 def test_label_outside_of_the_label_set_comes_from_the_plan(tmp_path, world):
@@ -381,7 +386,7 @@ def test_data_round_trip(tmp_path, cards, entities):
             np.testing.assert_array_equal(ids, card.topk_entity[i, :, : report.ALTERNATIVES])
             np.testing.assert_allclose(scores, card.topk_score[i, :, : report.ALTERNATIVES], atol=6e-4)
             assert frame["src"].startswith("data:image/webp;base64,")
-        assert [c["entity"] for c in shown["carriers"]] == [c.entity_id for c in card.carriers]
+        assert [c["entity"] for c in shown["carriers"]] == [c.entity_id for c in card.reasons.carriers]
     for key, shown in data["entities"].items():
         entity = entities[int(key)]
         assert (shown["name"], shown["sense"], shown["source"]) == (entity.name, entity.sense, entity.source)
@@ -609,13 +614,11 @@ def test_tables_show_numbers_and_gaps(tmp_path):
 
 
 def test_summary_counts_every_labelled_video(world):
-    by_class, pairs = report.summary_tables(world["predictions"])
     rows = pq.read_table(world["predictions"]).to_pylist()
-    assert sum(int(row[1]) for row in by_class.rows) == len(rows)
-    assert sum(int(row[2]) for row in by_class.rows) == sum(row["correct"] for row in rows)
+    by_class = report.class_table(rows)
+    assert sum(int(row[2]) for row in by_class.rows) == len(rows)
+    assert sum(int(row[1]) for row in by_class.rows) == sum(row["correct"] for row in rows)
     assert [row[3] for row in by_class.rows] == sorted(row[3] for row in by_class.rows)
-    wrong = {(row["label"], row["predicted"]) for row in rows if not row["correct"]}
-    assert {(row[0], row[1]) for row in pairs.rows} == wrong
 
 
 # In a browser.
