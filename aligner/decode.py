@@ -89,11 +89,25 @@ class Timeline:
     end: int
     seekable: bool
     ordered: bool = True
+    # Where the part that counts begins, by default with the first frame; ``end`` is the end of that part.
+    begin: int | None = None
+    # Whether only the packets around that part were looked at: the first of ``times`` is not the first of the file.
+    partial: bool = False
+
+    @property
+    def start(self) -> int:
+        """Where the part that counts begins."""
+        return self.times[0] if self.begin is None else self.begin
+
+    @property
+    def length(self) -> int:
+        """How many frames begin in the part that counts, at least one."""
+        return max(1, bisect_left(self.times, self.end) - bisect_left(self.times, self.start))
 
     def shown(self, moments: list[Fraction]) -> list[int]:
         """Times of the frames on display at moments in [0, 1) of the span."""
-        start, span = self.times[0], self.end - self.times[0]
-        return [self.times[bisect_right(self.times, start + int(m * span)) - 1] for m in moments]
+        start, span = self.start, self.end - self.start
+        return [self.times[max(bisect_right(self.times, start + int(m * span)) - 1, 0)] for m in moments]
 
     def place(self, time: int) -> int:
         """How many frames come before ``time``."""
@@ -133,13 +147,36 @@ def sample_views(
     deadline = Deadline(limit_s)
     if isinstance(path, Source) and path.frame_rate is not None:
         return _sample_pictures(path, sampling, video_id, deadline, prepare)
+    part = path.part if isinstance(path, Source) else None
     with open_video(path) as container:
-        timeline = read_timeline(container, deadline)
+        timeline = (
+            read_timeline(container, deadline) if part is None else read_part(container, part, deadline)
+        )
     try:
-        targets = [timeline.shown(m) for m in sampling.moments(video_id, len(timeline.times))]
-        return _sample(path, timeline, targets, deadline, prepare)
+        try:
+            return _sample_moments(path, timeline, sampling, video_id, deadline, prepare)
+        except _Misled:
+            with open_video(path) as container:
+                timeline = _only(read_timeline(container, deadline), container, part)
+            return _sample_moments(path, timeline, sampling, video_id, deadline, prepare)
     except av.FFmpegError as error:
         raise DecodeError("broken", f"decoding failed: {error.strerror}", "decode") from error
+
+
+def _sample_moments(
+    path: Path | Source,
+    timeline: Timeline,
+    sampling: Sampling,
+    video_id: str,
+    deadline: "Deadline",
+    prepare: Prepare,
+) -> list[list[Frame]]:
+    targets = [timeline.shown(m) for m in sampling.moments(video_id, timeline.length)]
+    return _sample(path, timeline, targets, deadline, prepare)
+
+
+class _Misled(Exception):  # noqa: N818  # caught where it is thrown
+    """What the packets around a part told is not what the decoder gives."""
 
 
 class Deadline:
@@ -194,6 +231,98 @@ def read_timeline(container: InputContainer, deadline: Deadline | None = None) -
     return Timeline(times, sorted(keyframes), end, trusted and ordered, ordered)
 
 
+# Formats with an index of what lies where: a part is found without reading what comes before it.
+INDEXED = frozenset(("mov", "mp4", "matroska", "webm"))
+
+
+def read_part(
+    container: InputContainer, part: tuple[float, float], deadline: Deadline | None = None
+) -> Timeline:
+    """The timeline of a part, in seconds of the stream's clock, from the packets around it where the format has an index.
+
+    Without an index, or where packets contradict each other, all packets are read. Whether the whole file is as long as
+    its header says is looked at only then.
+
+    Raises:
+        DecodeError: no frame before the end of the part, or after its beginning.
+    """
+    timeline = None
+    if INDEXED & set(container.format.name.split(",")):
+        timeline = _packets_around(container, part, deadline)
+    if timeline is None:
+        container.seek(0)
+        timeline = read_timeline(container, deadline)
+    return _only(timeline, container, part)
+
+
+def _packets_around(
+    container: InputContainer, part: tuple[float, float], deadline: Deadline | None
+) -> Timeline | None:
+    """What the packets from the last keyframe before a part up to its end tell; None where they cannot be trusted."""
+    video = picture_stream(container)
+    start, end = (round(Fraction(second) / video.time_base) for second in part)
+    times, keyframes, ends, decoding = [], [], [], []
+    try:
+        container.seek(start, stream=video)
+        for packet in container.demux(video):
+            if deadline is not None:
+                deadline.check("open")
+            if packet.is_discard or (packet.pts is None and packet.dts is None):
+                continue
+            if packet.pts is None or packet.dts is None:
+                return None
+            times.append(packet.pts)
+            ends.append(packet.pts + (packet.duration or 0))
+            decoding.append(packet.dts)
+            keyframes += [packet.pts] if packet.is_keyframe else []
+            # No frame comes out of the decoder before its packet goes in.
+            if packet.dts >= end:
+                break
+    except av.FFmpegError:
+        return None
+    ordered = len(set(times)) == len(times) and decoding == sorted(decoding)
+    if not ordered or not keyframes or times[0] > start:
+        return None
+    times.sort()
+    last = times[-1] + (times[-1] - times[0]) // max(len(times) - 1, 1)
+    return Timeline(times, sorted(keyframes), max(max(ends), last, times[-1] + 1), True, partial=True)
+
+
+def _only(timeline: Timeline, container: InputContainer, part: tuple[float, float] | None) -> Timeline:
+    """The timeline of a part of what a timeline tells."""
+    if part is None:
+        return timeline
+    base = picture_stream(container).time_base
+    start, end = (round(Fraction(second) / base) for second in part)
+    if start >= timeline.end or end <= timeline.times[0]:
+        first, last = float(timeline.times[0] * base), float(timeline.end * base)
+        why = (
+            f"the last one ends at {last:.2f} s"
+            if start >= timeline.end
+            else f"the first is at {first:.2f} s"
+        )
+        raise DecodeError("no_frames", f"no frame from {part[0]:g} to {part[1]:g} s: {why}")
+    return replace(timeline, begin=max(start, timeline.times[0]), end=min(end, timeline.end))
+
+
+def span_s(path: Path) -> tuple[float, float]:
+    """First and last second of a video by its stream's clock: as the header says, else as the packets do.
+
+    Raises:
+        DecodeError: as ``read_timeline``, and no such file.
+    """
+    with open_video(path) as container:
+        video = picture_stream(container)
+        start = float((video.start_time or 0) * video.time_base)
+        indexed = INDEXED & set(container.format.name.split(","))
+        if indexed and video.duration:
+            return start, start + float(video.duration * video.time_base)
+        if indexed and container.duration:
+            return start, container.duration / av.time_base
+        timeline = read_timeline(container)
+        return float(timeline.start * video.time_base), float(timeline.end * video.time_base)
+
+
 def _open_source(source: Source) -> IOBase:
     """A file object; whatever a store's package says is not repeated, for it may hold the address."""
     try:
@@ -222,7 +351,8 @@ def open_video(path: Path | Source) -> InputContainer:
     Raises:
         DecodeError: the file is missing, empty, unreadable or no video.
     """
-    file = _open_source(path) if isinstance(path, Source) else _check_file(path)
+    place = path.file or path if isinstance(path, Source) else path
+    file = _open_source(place) if isinstance(place, Source) else _check_file(place)
     try:
         options = {"format_whitelist": CONTAINERS}
         container = av.open(file, mode="r", options=options, metadata_errors="replace")
@@ -290,14 +420,25 @@ def _sample_pictures(
         raise DecodeError("missing", f"no folder of pictures: {error.strerror}") from error
     if not names:
         raise DecodeError("no_frames", "the folder holds no picture")
-    timeline = Timeline(list(range(len(names))), [0], len(names), True)
-    targets = [timeline.shown(moments) for moments in sampling.moments(video_id, len(names))]
     rate = folder.frame_rate or 1.0
+    timeline = _pictures_within(Timeline(list(range(len(names))), [0], len(names), True), folder.part, rate)
+    targets = [timeline.shown(moments) for moments in sampling.moments(video_id, timeline.length)]
     pictures = {
         place: Frame(0, place / rate, prepare(_picture(Path(folder.place, names[place]), deadline)))
         for place in sorted({place for view in targets for place in view})
     }
     return _in_order(targets, pictures)
+
+
+def _pictures_within(timeline: Timeline, part: tuple[float, float] | None, rate: float) -> Timeline:
+    if part is None:
+        return timeline
+    start, end = (round(second * rate) for second in part)
+    if start >= timeline.end:
+        raise DecodeError(
+            "no_frames", f"no picture from {part[0]:g} s on: they end at {timeline.end / rate:.2f} s"
+        )
+    return replace(timeline, begin=start, end=min(max(end, start + 1), timeline.end))
 
 
 def _picture(path: Path, deadline: Deadline) -> np.ndarray:
@@ -371,7 +512,8 @@ class _Reader:
     def _jump(self, target: int) -> None:
         keyframe = self.timeline.keyframe(target) if self.jumps else None
         position = self.current[1] if self.current else self.timeline.times[0]
-        if keyframe is not None and keyframe > position:
+        unread = self.timeline.partial and self.current is None
+        if keyframe is not None and (unread or keyframe > position):
             self.container.seek(keyframe, stream=self.stream)
             self._begin(jumped=True)
 
@@ -380,6 +522,8 @@ class _Reader:
         backwards = self.timed and self.current is not None and time <= self.current[1]
         first = self.jumped and self.current is None
         overshot = first and (time > target or self.timeline.times[self.timeline.place(time)] != time)
+        if (backwards or overshot) and self.timeline.partial:
+            raise _Misled
         if backwards or overshot:
             self.container.close()
             self.timed, self.jumps = self.timed and not backwards, False

@@ -32,6 +32,7 @@ from aligner.sources import (
     pictures_of,
     read_tar,
     shown,
+    split_part,
     stored_size,
     suffix,
 )
@@ -133,14 +134,16 @@ class Plan:
         if item.offset is not None:
             tar = item.video_id[: _TAR.match(item.video_id).end() - 1]  # type: ignore[union-attr]
             return Source(str(self.root / tar), item.offset, item.bytes)
-        path = self.root / item.video_id
-        return Source(str(path), frame_rate=self.frame_rate) if path.is_dir() else path
+        place, part = part_of(os.path.join(self.root, item.video_id))
+        path = Path(place)
+        rate = self.frame_rate if path.is_dir() else None
+        return path if rate is None and part is None else Source(str(path), frame_rate=rate, part=part)
 
     @cached_property
     def missing(self) -> int:
         """Number of videos whose file is not there."""
         empty = (self.path(item) for item in self.items if item.bytes == 0)
-        return sum(not path.is_file() if isinstance(path, Path) else is_url(path.place) for path in empty)
+        return sum(not path.is_file() if isinstance(path, Path) else _is_missing(path) for path in empty)
 
     def warnings(self) -> list[str]:
         """What looks like a mistake but need not be one."""
@@ -168,6 +171,16 @@ class Plan:
             "ignored": self.ignored,
             "ignored_columns": list(self.ignored_columns),
         }
+
+
+def _is_missing(source: Source) -> bool:
+    return is_url(source.place) or not os.path.exists(source.place)
+
+
+def part_of(path: str) -> tuple[str, tuple[float, float] | None]:
+    """A path and the part that it asks for, unless a file has just this name."""
+    place, part = split_part(path)
+    return (path, None) if part is None or os.path.exists(path) else (place, part)
 
 
 @no_collector()
@@ -201,7 +214,8 @@ def make_plan(
     In a folder ``CLASS/clip.mp4`` has its class as label. If every first-level folder with videos is named
     like a split (train, training, val, valid, validation, test, testing; in any case), that is the split,
     as train, val or test, and the second level is the label. A video is a file with one of VIDEO_EXTENSIONS,
-    such a member of a ``.tar``, or a folder of numbered pictures.
+    such a member of a ``.tar``, or a folder of numbered pictures; a manifest may also name parts of local videos, as
+    ``clip.mp4#t=10,20`` does from second 10 up to 20.
 
     Raises:
         AlignerError: nothing there, no video in it, no column ``path``, a video named twice or outside the
@@ -566,7 +580,7 @@ def bytes_of(row: Row, root: str) -> int:
         return row.bytes
     if row.url or is_url(root):
         return stored_size(row.url or _below(root, row.path))
-    path = os.path.join(root, row.path)
+    path, _ = part_of(os.path.join(root, row.path))
     try:
         found = os.stat(path)
     except OSError:

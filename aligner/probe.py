@@ -78,7 +78,8 @@ def probe_file(video: dict[str, Any], deep: bool) -> dict[str, Any]:
             return _picture_facts(source, deep)
         with decode.open_video(source) as container:
             facts |= _stream_facts(container)
-            timeline = decode.read_timeline(container)
+            part = source.part if isinstance(source, Source) else None
+            timeline = decode.read_part(container, part) if part else decode.read_timeline(container)
             facts |= _time_facts(timeline, decode.picture_stream(container).time_base)
         with decode.open_video(source) as container:
             _decode_facts(container, timeline, deep, facts)

@@ -1,4 +1,6 @@
-"""Where the bytes of a video lie: a file, a member of a tar, an object of a store, a folder of pictures.
+"""Where the bytes of a video lie: a file, a part of one, a member of a tar, an object of a store, a folder of pictures.
+
+A part is written as the W3C's media fragments are: ``clip.mp4#t=10,20`` is what lies between those seconds.
 
 Nothing is unpacked or copied, and no name from an archive becomes a path. Addresses may carry secrets
 (``user:password@``, signed queries): only ``shown`` may be printed or written.
@@ -21,6 +23,7 @@ from aligner.config import AlignerError
 PICTURE_EXTENSIONS = frozenset(".bmp .jpeg .jpg .png .webp".split())
 LABEL_EXTENSIONS = (".json", ".cls", ".txt")
 LABEL_BYTES = 1 << 20
+_PART = re.compile(r"(.+)#t=(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # What fsspec needs beside itself for a protocol.
 _PACKAGES = {
@@ -34,12 +37,22 @@ _PACKAGES = {
 
 @dataclass(frozen=True)
 class Source:
-    """``bytes`` bytes from ``offset`` of a file or address; or a folder of pictures with its frame rate."""
+    """``bytes`` bytes from ``offset`` of a file or address; or a folder of pictures with its frame rate.
+
+    ``part`` is the seconds of it that count, from and up to, by its own clock; by default all.
+    """
 
     place: str
     offset: int | None = None
     bytes: int = 0
     frame_rate: float | None = None
+    part: tuple[float, float] | None = None
+
+    @property
+    def file(self) -> Path | None:
+        """The file, where it is one as a whole."""
+        local = self.offset is None and self.frame_rate is None and not is_url(self.place)
+        return Path(self.place) if local else None
 
     def open(self) -> io.IOBase:
         """The bytes, to read and seek in.
@@ -65,7 +78,31 @@ def as_json(place: Path | Source) -> dict[str, Any]:
 
 def from_json(told: dict[str, Any]) -> Path | Source:
     """The inverse of ``as_json``."""
-    return Path(told["path"]) if "path" in told else Source(**told)
+    if "path" in told:
+        return Path(told["path"])
+    part = told.get("part")
+    return Source(**told | {"part": tuple(part) if part else None})
+
+
+def part_name(path: str, start_s: float, end_s: float) -> str:
+    """How a part of a video is named, to the millisecond."""
+    start, end = (f"{value:.3f}".rstrip("0").rstrip(".") for value in (start_s, end_s))
+    return f"{path}#t={start},{end}"
+
+
+def split_part(name: str) -> tuple[str, tuple[float, float] | None]:
+    """The video and the seconds that a name asks for; None where it names a whole.
+
+    Raises:
+        AlignerError: a part that ends before it begins.
+    """
+    found = _PART.fullmatch(name)
+    if found is None:
+        return name, None
+    start, end = float(found[2]), float(found[3])
+    if not start < end:
+        raise AlignerError(f"{name}: a part must end after it begins, as in clip.mp4#t=10,20")
+    return found[1], (start, end)
 
 
 class Window(io.RawIOBase):

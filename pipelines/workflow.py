@@ -253,7 +253,8 @@ def _videos_key(section: AlignmentsSection) -> list[Any]:
 
 
 def _changed_at(path: Any) -> int | None:
-    return path.stat().st_mtime_ns if isinstance(path, Path) and path.exists() else None
+    file = path if isinstance(path, Path) else path.file
+    return file.stat().st_mtime_ns if file is not None and file.exists() else None
 
 
 def _aligned(layout: Layout) -> str | None:
