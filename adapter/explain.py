@@ -26,7 +26,6 @@ from adapter.evaluate import Opened, open_all, softmax
 from adapter.model import AltEncoder
 from adapter.train import seeded
 
-
 BEST = 5  # labels of which an explanation tells
 
 

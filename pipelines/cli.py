@@ -9,6 +9,7 @@ import typer
 
 from pipelines import __version__
 from pipelines.cli_finetune import finetune_cli
+from pipelines.cli_predict import predict_cli
 from pipelines.cli_report import report_cli
 from pipelines.options import (
     EXIT_DONE,
@@ -111,43 +112,7 @@ def init_cli(
     typer.echo(f"wrote {config}; edit it, then `alt run {config}`")
 
 
-@app.command("predict")
-def predict_cli(
-    videos: Annotated[list[Path], typer.Argument(help="Video files, or folders of them.")],
-    labels: Annotated[Path, typer.Option(help="File of labels to choose from (txt, csv, json).")],
-    run: Annotated[
-        Path, typer.Option(help="Out folder of `alt run` or `alt demo`, or one of its runs/NAME.")
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for predictions.csv, predictions.json and report.html.")
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(help="Column of the labels in a csv with several.")
-    ] = None,
-    topk: Annotated[int, typer.Option(help="Labels to list for each video.")] = 5,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-) -> None:
-    """Predict the action in your own videos among your own labels.
-
-    The labels need not be those the run was trained on. Exit codes: 0 done, 2 done but some videos could not be read,
-    1 not done.
-    """
-    with _errors():
-        from pipelines.predict import predict_videos
-
-        found = predict_videos(videos, labels, run, out, label_column, topk, _say(quiet))
-    if as_json:
-        typer.echo(json.dumps([asdict(item) for item in found], ensure_ascii=False))
-    else:
-        for item in found:
-            ranked = ", ".join(
-                f"{name} {p:.0%}" for name, p in zip(item.labels, item.probabilities, strict=True)
-            )
-            typer.echo(f"{item.video}: {item.error or ranked}")
-    raise typer.Exit(EXIT_DONE_WITH_FAILURES if any(item.error for item in found) else EXIT_DONE)
-
-
+app.command("predict")(predict_cli)
 app.command("report")(report_cli)
 app.command("finetune")(finetune_cli)
 

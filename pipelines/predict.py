@@ -1,10 +1,11 @@
-"""``alt predict``: one's own videos through a trained run, from files to a table, a file and a report."""
+"""``alt predict``: one's own videos through a trained run or zero-shot, from files to a table, a file and a report."""
 
 import csv
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,33 @@ import yaml
 
 from pipelines.config import PipelineConfig, check_config
 from pipelines.errors import PipelineError
+from pipelines.windows import Action, Windows, clock, timeline, windows_of
 from pipelines.workflow import CONFIG_FILE, Layout, Say, refuse_foreign
+from pipelines.zero_shot import NAME as ZERO_SHOT
+from pipelines.zero_shot import ZeroShot, build_entities, zero_shot_config
 
 OWN = frozenset(
-    "alignments labels videos.csv predictions.parquet predictions.json predictions.csv explanations.json "
-    "report.html".split()
+    "alignments corpus labels runs videos.csv labels.json words.txt predictions.parquet predictions.json "
+    "predictions.csv timeline.json timeline.csv explanations.json report.html".split()
 )
+LABELS_FILE = "labels.json"
+LISTS = frozenset(".txt .csv .jsonl .parquet".split())
+SHOWN = 40  # videos or windows in the report
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Best labels of one video with their probabilities; ``error`` instead when it could not be read."""
+    """Best labels of a video or of a window of it, with their probabilities; ``error`` instead if it cannot be read.
+
+    ``start_s`` and ``end_s`` are the window's, in seconds; None where the video was looked at as a whole.
+    """
 
     video: str
     labels: list[str]
     probabilities: list[float]
     error: str | None = None
+    start_s: float | None = None
+    end_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,34 +92,86 @@ def _adapter_name(run: Path, root: Path, config: PipelineConfig) -> str:
 
 def predict_videos(
     videos: Sequence[Path],
-    labels: Path,
-    run: Path,
+    labels: Path | Sequence[str],
+    run: Path | None = None,
     out: Path | None = None,
     label_column: str | None = None,
     topk: int = 5,
     say: Say = lambda line: None,
+    *,
+    zero_shot: ZeroShot | None = None,
+    windows: Windows | None = None,
+    max_mb: float = 20.0,
 ) -> list[Prediction]:
-    """Predict the action in each video among the labels of a file.
+    """Predict the action in each video among some labels, with a run of ``alt run`` or with an open_clip model alone.
 
-    Videos are files or folders of videos. ``out`` (a folder) receives ``predictions.json``, ``predictions.csv``,
-    ``report.html`` and the artifacts behind them; without it they are thrown away.
+    Videos are files, folders of videos, or lists of them (txt, csv, jsonl or parquet with a column ``path``); a name such as
+    ``clip.mp4#t=10,20`` is a part of a file. ``labels`` are a file or the labels themselves. ``out`` (a folder) receives
+    ``predictions.json``, ``predictions.csv``, ``report.html`` and the artifacts behind them; without it they are thrown
+    away. With ``windows`` every window is a prediction of its own, and ``timeline.json`` and ``timeline.csv`` are written.
+    Videos are decoded a window (or a video's few frames) at a time, so that memory does not grow with their length.
 
     Raises:
-        PipelineError: no video, or a run that cannot be used.
+        PipelineError: no video, no label, a run that cannot be used, or neither or both of ``run`` and ``zero_shot``.
     """
     if topk < 1:
         raise PipelineError(f"--topk is {topk}; it must be at least 1")
-    source = find_source(run.resolve())
-    files = _video_files(videos)
+    if (run is None) == (zero_shot is None):
+        raise PipelineError(
+            "give either --run FOLDER (of an `alt run` or `alt demo`), or --model and --pretrained for zero-shot "
+            "predictions without any training, such as --model ViT-B-16 --pretrained openai"
+        )
+    using = zero_shot or find_source((run or Path()).resolve())
+    clips = cut_clips(find_videos(videos), windows)
     if out is None:
         with tempfile.TemporaryDirectory(prefix="alt-predict-") as folder:
-            return _predict(files, labels, source, Path(folder), label_column, topk, say, report=False)
+            asked = Asked(
+                clips, _labels_section(labels, label_column, Path(folder)), using, Path(folder), topk
+            )
+            return _predict(asked, say)
     refuse_foreign(out, OWN)
     out.mkdir(parents=True, exist_ok=True)
-    return _predict(files, labels, source, out.resolve(), label_column, topk, say, report=True)
+    work = out.resolve()
+    asked = Asked(
+        clips, _labels_section(labels, label_column, work), using, work, topk, windows, max_mb, report=True
+    )
+    return _predict(asked, say)
 
 
-def _video_files(videos: Sequence[Path]) -> list[Path]:
+@dataclass(frozen=True)
+class Clip:
+    """A video file, or one of its windows; ``video_id`` names it in the artifacts."""
+
+    file: Path
+    video_id: str
+    window: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Everything one prediction needs: what of which videos, which labels, with what, and where to."""
+
+    clips: list[Clip]
+    labels: dict[str, Any]
+    using: "Source | ZeroShot"
+    work: Path
+    topk: int = 5
+    windows: Windows | None = None
+    max_mb: float = 20.0
+    report: bool = False
+
+    @property
+    def root(self) -> Path:
+        """Folder that the clips' ids are relative to."""
+        return _common_root([clip.file for clip in self.clips])
+
+
+def find_videos(videos: Sequence[Path]) -> list[Path]:
+    """All video files that files, folders and lists name, each once.
+
+    Raises:
+        PipelineError: none, a folder without any, or a list that cannot be read.
+    """
     from aligner.plan import VIDEO_EXTENSIONS
 
     files: list[Path] = []
@@ -119,78 +183,173 @@ def _video_files(videos: Sequence[Path]) -> list[Path]:
                     f"{path} holds no video; known endings are {', '.join(sorted(VIDEO_EXTENSIONS))}"
                 )
             files += found
+        elif path.suffix.lower() in LISTS and path.is_file():
+            files += _listed(path)
         else:
             # A file that is missing or unreadable becomes a row with its reason, so that one of many stops nothing.
             files.append(path)
     if not files:
-        raise PipelineError("no videos given; name files or folders")
+        raise PipelineError("no videos given; name files, folders or lists of files")
     return list(dict.fromkeys(file.resolve() for file in files))
 
 
-def _predict(
-    files: list[Path],
-    labels: Path,
-    source: Source,
-    work: Path,
-    label_column: str | None,
-    topk: int,
-    say: Say,
-    report: bool,
-) -> list[Prediction]:
+def _listed(path: Path) -> list[Path]:
+    from aligner.config import AlignerError
+    from aligner.plan import read_manifest
+
+    try:
+        rows, _ = read_manifest(path)
+    except AlignerError as error:
+        raise PipelineError(f"the list of videos cannot be used: {error}") from error
+    if not rows:
+        raise PipelineError(f"{path} lists no video")
+    return [path.parent / row.path for row in rows]
+
+
+def cut_clips(files: Sequence[Path], windows: Windows | None) -> list[Clip]:
+    """What is to be predicted: the files, or all windows of each; a file that cannot be read stays whole."""
+    from aligner.plan import part_of
+    from aligner.sources import part_name
+
+    root = _common_root(list(files))
+    clips = []
+    for file in files:
+        name = file.relative_to(root).as_posix()
+        place, part = part_of(str(file))
+        if windows is None or part is not None:
+            clips.append(Clip(Path(place), name, part))
+            continue
+        found = windows_of(file, windows)
+        clips += [Clip(file, part_name(name, *window), window) for window in found] or [Clip(file, name)]
+    return clips
+
+
+def _labels_section(labels: Path | Sequence[str], label_column: str | None, work: Path) -> dict[str, Any]:
+    """The config section of the user's labels; typed ones are put into a file."""
+    if isinstance(labels, Path):
+        return {"file": str(labels.resolve()), "label_column": label_column}
+    names = list(dict.fromkeys(name.strip() for name in labels if name.strip()))
+    if not names:
+        raise PipelineError(
+            "no labels given; --labels FILE names a file, --label 'riding a bicycle' types one"
+        )
+    file = work / LABELS_FILE
+    file.write_text(json.dumps(names, ensure_ascii=False) + "\n", encoding="utf-8")
+    return {"file": str(file)}
+
+
+def _predict(asked: Asked, say: Say) -> list[Prediction]:
     from adapter.evaluate import predict
     from aligner.artifact import all_failures
     from pipelines import stages
 
-    layout = Layout(work)
-    config = _own_config(files, labels, source, work, label_column)
-    say(f"labels: {stages.build_labels(config, config.labels['own'], layout.labels('own'))}")
-    say(f"videos: {stages.align(config, layout, source.layout.corpus)}")
-    table = work / "predictions.parquet"
-    names = _names(files)
+    layout, using = Layout(asked.work), asked.using
+    config = _own_config(asked)
+    own = layout.labels("own")
+    say(f"labels: {stages.build_labels(config, config.labels['own'], own)}")
+    warnings = label_warnings(config.model, own)
+    for warning in warnings:
+        say(f"warning: {warning}")
+    if isinstance(using, ZeroShot):
+        config = build_entities(config, layout, using.entities, say)
+    corpus = layout.corpus if isinstance(using, ZeroShot) else using.layout.corpus
+    say(f"videos: {stages.align(config, layout, corpus)}")
     failed = {row["video_id"]: f"{row['stage']}: {row['message']}" for row in all_failures(layout.alignments)}
     rows: dict[str, Any] = {}
-    run = source.layout.run(source.adapter)
-    if len(failed) < len(files):
-        predict(run, layout.alignments, layout.labels("own"), table, topk, device=config.device)
+    table = asked.work / "predictions.parquet"
+    run = _run_of(using, layout)
+    if len(failed) < len(asked.clips):
+        predict(run, layout.alignments, own, table, asked.topk, device=config.device)
         import pyarrow.parquet as pq
 
         rows = {row["video_id"]: row for row in pq.read_table(table).to_pylist()}
-    found = [_prediction(str(file), names[file], rows, failed) for file in files]
-    _write(found, work)
-    if report and rows:
-        drawn = stages.Drawn(
-            layout.alignments,
-            run,
-            layout.labels("own"),
-            table,
-            _common_root(files),
-            layout.report,
-            f"alt predict ... --run {source.layout.root}",
-        )
-        say(f"report: {stages.draw_report(drawn, f'{run.name} on {_common_root(files)}', [], 40)}")
+    found = [_prediction(clip, rows, failed) for clip in asked.clips]
+    actions = timeline(found) if asked.windows else None
+    _write(found, actions, asked.work)
+    if asked.report and rows:
+        say(f"report: {_draw(asked, config, run, actions, warnings)}")
     return found
 
 
-def _own_config(
-    files: list[Path], labels: Path, source: Source, work: Path, label_column: str | None
-) -> PipelineConfig:
-    """The source's config with the user's videos and labels in place of its own."""
+def _run_of(using: "Source | ZeroShot", layout: Layout) -> Path:
+    if not isinstance(using, ZeroShot):
+        return using.layout.run(using.adapter)
+    from adapter.zero_shot import write_zero_shot
+
+    run = layout.run(ZERO_SHOT)
+    write_zero_shot(layout.alignments, run, force=True)
+    return run
+
+
+def label_warnings(model: str, labels: Path) -> list[str]:
+    """What makes predictions among these labels worth little: words that the model has never read, a single label."""
+    from adapter.labels import open_labels
+    from pipelines.toyworld import TINYCLIP
+    from pipelines.toyworld.captions import unknown_words
+
+    names, found = open_labels(labels).names, []
+    if len(names) == 1:
+        found.append(
+            "there is one label alone, so its probability is 100 % whatever a video shows; give others to compare"
+        )
+    if model.startswith("local-dir:") and Path(model.partition(":")[2]).resolve() == TINYCLIP.resolve():
+        unknown = {name: words for name in names if (words := unknown_words(name))}
+        if unknown:
+            named = "; ".join(f"'{name}': {', '.join(words)}" for name, words in list(unknown.items())[:5])
+            found.append(
+                f"the demo's tiny CLIP has never read some words of {len(unknown)} of {len(names)} labels ({named}), so "
+                "what it says of them means nothing; use its own world's labels, or a real model: --model ViT-B-16 "
+                "--pretrained openai"
+            )
+    return found
+
+
+def _draw(
+    asked: Asked, config: PipelineConfig, run: Path, actions: list[Action] | None, warnings: Sequence[str]
+) -> str:
+    from pipelines import stages
+
+    layout, using = Layout(asked.work), asked.using
+    how = f"--model {using.model}" if isinstance(using, ZeroShot) else f"--run {using.layout.root.name}"
+    drawn = stages.Drawn(
+        layout.alignments,
+        run,
+        layout.labels("own"),
+        asked.work / "predictions.parquet",
+        asked.root,
+        layout.report,
+        f"alt predict VIDEOS --labels LABELS {how} --out {asked.work.name}",
+        yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False),
+        actions,
+    )
+    title = f"{run.name} on {asked.root.name or asked.root}"
+    return stages.draw_report(drawn, title, [], SHOWN, asked.max_mb, config.device, warnings)
+
+
+def _own_config(asked: Asked) -> PipelineConfig:
+    """The source's config, or one for zero-shot, with the user's videos and labels in place of its own."""
+    work, using, labels = asked.work, asked.using, dict(asked.labels)
     manifest = work / "videos.csv"
-    root = _common_root(files)
     with manifest.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["path"])
-        writer.writerows([name] for name in _names(files).values())
-    raw = source.config.model_dump(mode="json", exclude_none=True)
+        writer.writerow(["path", "seconds"])
+        writer.writerows([clip.video_id, _seconds(clip)] for clip in asked.clips)
+    if isinstance(using, ZeroShot):
+        return zero_shot_config(using, labels, manifest, asked.root, work)
+    raw = using.config.model_dump(mode="json", exclude_none=True)
     raw["out"] = str(work)
-    raw["labels"] = {"own": {"file": str(labels.resolve()), "label_column": label_column}}
-    templates = next(iter(source.config.labels.values())).templates
+    raw["labels"] = {"own": labels}
+    templates = next(iter(using.config.labels.values())).templates
     if templates:
         raw["labels"]["own"]["templates"] = templates
-    raw["alignments"] |= {"videos": str(manifest), "videos_root": str(root)}
+    raw["alignments"] |= {"videos": str(manifest), "videos_root": str(asked.root)}
     for key in ("adapters", "evaluations", "report"):
         raw.pop(key, None)
     return check_config(raw, work, inputs=False)
+
+
+def _seconds(clip: Clip) -> float | None:
+    return None if clip.window is None else round(clip.window[1] - clip.window[0], 3)
 
 
 def _common_root(files: list[Path]) -> Path:
@@ -201,27 +360,81 @@ def _common_root(files: list[Path]) -> Path:
     return root
 
 
-def _names(files: list[Path]) -> dict[Path, str]:
-    root = _common_root(files)
-    return {file: file.relative_to(root).as_posix() for file in files}
+def _prediction(clip: Clip, rows: dict[str, Any], failed: dict[str, str]) -> Prediction:
+    path, window = str(clip.file), clip.window or (None, None)
+    if clip.video_id in rows:
+        row = rows[clip.video_id]
+        return Prediction(path, list(row["topk_label"]), [float(p) for p in row["topk_prob"]], None, *window)
+    return Prediction(path, [], [], failed.get(clip.video_id, "not predicted"), *window)
 
 
-def _prediction(path: str, video_id: str, rows: dict[str, Any], failed: dict[str, str]) -> Prediction:
-    if video_id in rows:
-        row = rows[video_id]
-        return Prediction(path, list(row["topk_label"]), [float(p) for p in row["topk_prob"]])
-    return Prediction(path, [], [], failed.get(video_id, "not predicted"))
-
-
-def _write(found: list[Prediction], work: Path) -> None:
-    (work / "predictions.json").write_text(
-        json.dumps([vars(item) for item in found], indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+def _write(found: list[Prediction], actions: list[Action] | None, work: Path) -> None:
+    _write_json(work / "predictions.json", [vars(item) for item in found])
+    rows: list[list[Any]] = []
+    for item in found:
+        place = [item.video, item.start_s, item.end_s]
+        ranked = enumerate(zip(item.labels, item.probabilities, strict=True), start=1)
+        rows += [[*place, rank, label, f"{p:.6f}", ""] for rank, (label, p) in ranked]
+        rows += [[*place, "", "", "", item.error]] if item.error else []
+    _write_csv(
+        work / "predictions.csv", ["video", "start_s", "end_s", "rank", "label", "probability", "error"], rows
     )
-    with (work / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+    for name in ("timeline.json", "timeline.csv"):
+        (work / name).unlink(missing_ok=True)
+    if actions is not None:
+        _write_json(work / "timeline.json", [action.to_json() for action in actions])
+        columns = [field.name for field in fields(Action)]
+        _write_csv(work / "timeline.csv", columns, [list(vars(action).values()) for action in actions])
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_csv(path: Path, columns: list[str], rows: list[list[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["video", "rank", "label", "probability", "error"])
-        for item in found:
-            ranked = enumerate(zip(item.labels, item.probabilities, strict=True), start=1)
-            writer.writerows([item.video, rank, label, f"{p:.6f}", ""] for rank, (label, p) in ranked)
-            if item.error:
-                writer.writerow([item.video, "", "", "", item.error])
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def as_table(found: Sequence[Prediction], shown: int = 3) -> str:
+    """Predictions as text in columns: video, its window if there are any, and the best labels with probabilities."""
+    timed = any(item.start_s is not None for item in found)
+    root = _common_root([Path(item.video) for item in found])
+    rows = []
+    for item in found:
+        name = Path(item.video).relative_to(root).as_posix()
+        when = (
+            ""
+            if item.start_s is None or item.end_s is None
+            else f"{clock(item.start_s)} - {clock(item.end_s)}"
+        )
+        best = [f"{p:4.0%}  {label}" for label, p in zip(item.labels, item.probabilities, strict=True)][
+            :shown
+        ]
+        rows.append(
+            [name, *([when] if timed else []), *([f"not read: {item.error}"] if item.error else best)]
+        )
+    return in_columns(rows)
+
+
+def as_timeline(actions: Sequence[Action]) -> str:
+    """A timeline as text, under the name of each video."""
+    parts = []
+    for video, members in groupby(actions, key=lambda action: action.video):
+        rows = [
+            [f"  {clock(one.start_s)} - {clock(one.end_s)}", f"{one.probability:4.0%}  {one.label}"]
+            for one in members
+        ]
+        parts.append(f"{Path(video).name}\n{in_columns(rows)}")
+    return "\n".join(parts)
+
+
+def in_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of texts, every column as wide as its longest, the last as it is."""
+    widths = [max(len(row[at]) for row in rows if at < len(row) - 1) for at in range(max(map(len, rows)) - 1)]
+    return "\n".join(
+        "  ".join([*(text.ljust(width) for text, width in zip(row[:-1], widths, strict=False)), row[-1]])
+        for row in rows
+    )

@@ -508,7 +508,7 @@ function refresh() {
   filters.entity = $("entity").value === "" ? null : Number($("entity").value);
   filters.verdict = $("verdict").value;
   $("taken").hidden = filters.taken === null;
-  $("taken").textContent = filters.taken === null ? "" : `taken for “${filters.taken}” ×`;
+  $("taken").textContent = filters.taken === null ? "" : `${data.confusions ? "taken for" : "predicted:"} “${filters.taken}” ×`;
   release();
   let shown = 0;
   for (const card of cards) {
@@ -659,6 +659,38 @@ function drawMistakes() {
   if (!data.pairs.length) $("pairs").append(element("p", "muted", "No video was taken for another class."));
 }
 
+// Timelines of long videos.
+
+const clock = (time) => `${Math.floor(time / 60)}:${String(Math.floor(time % 60)).padStart(2, "0")}`;
+
+function drawTimeline() {
+  const lanes = data.timeline || [];
+  $("timeline").hidden = !lanes.length;
+  const labels = tally(lanes.flatMap(({ actions }) => actions.map(([, , label]) => label))).sort((a, b) => b[1] - a[1]).map(([label]) => label);
+  for (const { video, actions } of lanes) {
+    const first = actions[0][0], span = actions[actions.length - 1][1] - first || 1;
+    const bars = actions.map(([start, end, label, probability, windows]) => {
+      const tone = data.palette[labels.indexOf(label) % data.palette.length];
+      const words = `${clock(start)} – ${clock(end)}: ${label}, ${percent(probability)}, ${plural(windows, "window")}`;
+      const node = button("stretch", () => { clear(); $("text").value = video; filters.taken = label; refresh(); $("bar").scrollIntoView({ block: "start" }); }, element("span", "", label));
+      node.style.setProperty("--c", tone);
+      node.style.left = `${(100 * (start - first)) / span}%`;
+      node.style.width = `${(100 * (end - start)) / span}%`;
+      node.setAttribute("aria-label", words);
+      node.addEventListener("pointerenter", (event) => { if (!pinned) tipAt(event, element("div", "head", label), element("div", "gloss", `${clock(start)} – ${clock(end)} · ${percent(probability)} · ${plural(windows, "window")}`)); });
+      node.addEventListener("pointerleave", () => { if (!pinned) $("tip").hidden = true; });
+      return node;
+    });
+    const ends = element("div", "ends", element("span", "", clock(first)), element("span", "", clock(first + span / 2)), element("span", "", clock(first + span)));
+    $("lanes").append(element("div", "lane", element("h3", "", video), element("div", "stretches", ...bars), ends));
+  }
+  $("lanes").append(element("p", "key-labels", ...labels.slice(0, data.palette.length).map((label) => {
+    const mark = element("i", "swatch");
+    mark.style.setProperty("--c", data.palette[labels.indexOf(label) % data.palette.length]);
+    return element("span", "", mark, label);
+  })));
+}
+
 // Keyboard.
 
 function step(direction) {
@@ -688,6 +720,7 @@ document.addEventListener("click", (event) => { if (!$("tip").contains(event.tar
 defineTextures();
 setUp();
 drawMistakes();
+drawTimeline();
 $("cards").append(...cards.map((card) => card.node));
 refresh();
 const near = new IntersectionObserver((entries) => {

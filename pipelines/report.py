@@ -27,6 +27,7 @@ from PIL import Image
 from aligner.sources import Source
 from pipelines.errors import PipelineError, did_you_mean
 from pipelines.mistakes import ConfusedPair, Confusions, Locate, confused_pairs, confusions
+from pipelines.windows import Action
 
 HERE = Path(__file__).parent
 LEAD = (
@@ -560,16 +561,18 @@ def write_report(
     max_bytes: int = MAX_BYTES,
     mistakes: Mistakes = NO_MISTAKES,
     config: str = "",
+    actions: Sequence[Action] = (),
 ) -> Path:
     """Write the report atomically and return its path; the same input gives the same bytes.
 
     Beyond ``max_bytes`` pictures are compressed harder, then videos are left out, and the report says so.
-    ``mistakes`` are those of all videos, not only of the cards; ``config`` is a text to fold up at the end.
+    ``mistakes`` are those of all videos, not only of the cards; ``config`` is a text to fold up at the end,
+    ``actions`` the timeline of long videos whose windows the cards are.
 
     Raises:
         ReportError: even without videos the report is too large.
     """
-    page = _Page(title, lead, list(tables), dict(facts), list(notices), config, mistakes)
+    page = _Page(title, lead, list(tables), dict(facts), list(notices), config, mistakes, list(actions))
     for quality, count in _attempts(len(cards)):
         html = _render(page, cards[:count], len(cards), entities, quality).encode()
         if len(html) <= max_bytes:
@@ -591,6 +594,7 @@ class _Page:
     notices: list[str]
     config: str
     mistakes: Mistakes
+    actions: list[Action]
 
 
 def _attempts(cards: int) -> Iterator[tuple[int, int]]:
@@ -611,7 +615,7 @@ def _render(
     )
     # Files of our own, not data: nothing in them needs escaping.
     inline = {name: Markup((HERE / f"report.{name}").read_text("utf-8")) for name in ("css", "js")}  # noqa: S704
-    data = _script_json(payload(cards, entities, quality, page.mistakes))
+    data = _script_json(payload(cards, entities, quality, page.mistakes) | _timeline_json(page.actions))
     tables = [_formatted(table) for table in page.tables]
     by_class = _formatted(page.mistakes.by_class) if page.mistakes.by_class else None
     return environment.get_template("report.html").render(
@@ -664,6 +668,15 @@ def payload(
         "confusions": vars(mistakes.confusions) if mistakes.confusions else None,
         "pairs": [_pair_json(pair, quality) for pair in mistakes.pairs],
     }
+
+
+def _timeline_json(actions: Sequence[Action]) -> dict[str, Any]:
+    """Per video its actions, [start, end, label, probability, windows], times in seconds."""
+    videos: dict[str, list[list[Any]]] = defaultdict(list)
+    for one in actions:
+        videos[one.video].append([one.start_s, one.end_s, one.label, round(one.probability, 4), one.windows])
+    told = [{"video": Path(path).name, "actions": stretches} for path, stretches in videos.items()]
+    return {"timeline": told} if actions else {}
 
 
 def _pair_json(pair: ConfusedPair, quality: int) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from aligner.sources import split_part
 from pipelines.config import AdapterSection, EvaluationSection, LabelsSection, PipelineConfig, ReportSection
 from pipelines.errors import PipelineError
+from pipelines.windows import Action
 from pipelines.workflow import Layout, read_scores
 
 
@@ -183,7 +185,10 @@ def report(
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a report is drawn from and where to: artifacts, predictions, videos; command and config to repeat it."""
+    """What a report is drawn from and where to: artifacts, predictions, videos; command and config to repeat it.
+
+    ``actions`` is the timeline that the predictions of windows make.
+    """
 
     alignments: Path
     run: Path
@@ -193,6 +198,7 @@ class Drawn:
     out: Path
     command: str
     config: str = ""
+    actions: Sequence[Action] | None = None
 
 
 def draw_report(
@@ -215,6 +221,8 @@ def draw_report(
 
     predictions, alignments = drawn.predictions, drawn.alignments
     shown = pages.choose_videos(predictions, videos)
+    if drawn.actions is not None:
+        shown = sorted(shown, key=_by_time)
     explanations = predictions.with_name(predictions.stem.replace("predictions", "explanations") + ".json")
     explain_to_file(explanations, explain(drawn.run, alignments, drawn.labels, shown, device=device))
     root = drawn.videos_root
@@ -233,8 +241,14 @@ def draw_report(
         max_bytes=round(max_mb * 1e6),
         mistakes=pages.find_mistakes(alignments, predictions, root),
         config=drawn.config,
+        actions=drawn.actions or (),
     )
     return f"{out.name}, {out.stat().st_size / 1e6:.1f} MB, {len(cards)} videos"
+
+
+def _by_time(video_id: str) -> tuple[str, tuple[float, float]]:
+    name, part = split_part(video_id)
+    return name, part or (0.0, 0.0)
 
 
 def _videos_root(videos: Path) -> Path:

@@ -1,9 +1,12 @@
 """Sentences about the demo world: captions for pretraining and a caption file for corpus mining."""
 
+import re
+from functools import cache
+
 import numpy as np
 
 from pipelines.toyworld.lexicon import gloss_of
-from pipelines.toyworld.vocabulary import ACTIONS, BODY_PARTS, OBJECTS, SCENES, Action, with_article
+from pipelines.toyworld.vocabulary import ACTIONS, BODY_PARTS, ENTITIES, OBJECTS, SCENES, Action, with_article
 
 STEMS = ("a photo of", "a video of", "an example of", "a demonstration of", "a picture of", "a clip of")
 
@@ -54,3 +57,22 @@ def caption_sentences() -> list[str]:
     named = {action.object for action in ACTIONS}
     sentences += [f"{with_article(name)} on the floor" for name in OBJECTS if name not in named]
     return sentences + [f"a {part} in the gym" for part in BODY_PARTS]
+
+
+@cache
+def known_words() -> frozenset[str]:
+    """All words of the captions that the tiny CLIP was trained on."""
+    texts = [*STEMS, "a person with an empty place and", *map(somewhere, SCENES)]
+    texts += [action.label for action in ACTIONS]
+    texts += [f"{with_article(entity)}: {gloss_of(entity)}" for entity in ENTITIES]
+    return frozenset(word for text in texts for word in words_of(text))
+
+
+def unknown_words(label: str) -> list[str]:
+    """Words of a label that the tiny CLIP has never read."""
+    return [word for word in words_of(label) if word not in known_words()]
+
+
+def words_of(text: str) -> list[str]:
+    """Words of a text in lower case, without punctuation."""
+    return re.findall(r"[^\W_]+", text.lower())
