@@ -29,6 +29,7 @@ STEP = 4
 """Lengths are rounded up to a multiple of so many tokens: few kinds of batches, little padding."""
 SEED = 0
 PROMPTS = "prompts.safetensors"
+_UNREACHABLE = re.compile(r"download|connection|offline|resolve|timed out|the Hub", re.IGNORECASE)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -316,6 +317,12 @@ def _attach_prompts(model: Any, file: Path) -> None:
 def _why(name: str, pretrained: str | None, error: Exception) -> str:
     weights = f" with --pretrained {pretrained}" if pretrained else ""
     first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+    if _UNREACHABLE.search(str(error)):
+        return (
+            f"--model {name}{weights} could not be loaded: its weights are not on this machine, and they could not be "
+            "downloaded. With a network they are fetched once, into the cache of HF_HOME; without one, give a weights "
+            f"file (--pretrained FILE.safetensors) or a folder (--model local-dir:PATH). What went wrong: {first}"
+        )
     return (
         f"--model {name}{weights} could not be loaded: {first}. Without a network, give a weights file"
         " (--pretrained FILE.safetensors) or a folder (--model local-dir:PATH)"

@@ -27,8 +27,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Align before Adapt: recognise actions in video by aligning regions with named entities first.\n\n"
     "`alt demo` shows everything on drawn videos in a few minutes. `alt run` does the same for your data from one "
-    "config; `alt report` draws what came of it; `alt finetune` tunes its CLIP and adapter together; `alt predict` applies a trained run to your own "
-    "files. The stages by themselves: `corpus-builder`, "
+    "config; `alt report` draws what came of it; `alt finetune` tunes its CLIP and adapter together; `alt predict` "
+    "applies a trained run, or a CLIP alone, to your own files. The stages by themselves: `corpus-builder`, "
     "`aligner`, `adapter`.",
 )
 

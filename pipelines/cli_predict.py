@@ -47,6 +47,10 @@ def predict_cli(
     frames: Annotated[
         int, typer.Option(min=1, help="Frames of a video or window.", rich_help_panel=_WITHOUT)
     ] = 8,
+    nltk_data: Annotated[
+        Path | None,
+        typer.Option(help="NLTK data folder to read first, for mining.", rich_help_panel=_WITHOUT),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_WITHOUT)
     ] = "auto",
@@ -91,7 +95,9 @@ def predict_cli(
             label_column,
             topk,
             say(quiet),
-            zero_shot=ZeroShot(model, pretrained, entities, frames, device) if model is not None else None,
+            zero_shot=ZeroShot(model, pretrained, entities, frames, device, nltk_data)
+            if model is not None
+            else None,
             windows=windows,
             max_mb=max_mb,
         )

@@ -103,13 +103,13 @@ def predict_videos(
     windows: Windows | None = None,
     max_mb: float = 20.0,
 ) -> list[Prediction]:
-    """Predict the action in each video among some labels, with a run of ``alt run`` or with an open_clip model alone.
+    """Predict the action in each video among some labels, with a run of ``alt run`` or an open_clip model alone.
 
-    Videos are files, folders of videos, or lists of them (txt, csv, jsonl or parquet with a column ``path``); a name such as
-    ``clip.mp4#t=10,20`` is a part of a file. ``labels`` are a file or the labels themselves. ``out`` (a folder) receives
-    ``predictions.json``, ``predictions.csv``, ``report.html`` and the artifacts behind them; without it they are thrown
-    away. With ``windows`` every window is a prediction of its own, and ``timeline.json`` and ``timeline.csv`` are written.
-    Videos are decoded a window (or a video's few frames) at a time, so that memory does not grow with their length.
+    Videos are files, folders of videos, or lists of them (txt, csv, jsonl or parquet with a column ``path``); a name
+    such as ``clip.mp4#t=10,20`` is a part of a file. ``labels`` are a file or the labels themselves. ``out`` (a folder)
+    receives ``predictions.json``, ``predictions.csv``, ``report.html`` and the artifacts behind them; without it they
+    are thrown away. With ``windows`` every window is a prediction of its own, and ``timeline.json`` and
+    ``timeline.csv`` are written. No more than a few frames of a few windows are in memory, however long the videos.
 
     Raises:
         PipelineError: no video, no label, a run that cannot be used, or neither or both of ``run`` and ``zero_shot``.
@@ -297,9 +297,9 @@ def label_warnings(model: str, labels: Path) -> list[str]:
         if unknown:
             named = "; ".join(f"'{name}': {', '.join(words)}" for name, words in list(unknown.items())[:5])
             found.append(
-                f"the demo's tiny CLIP has never read some words of {len(unknown)} of {len(names)} labels ({named}), so "
-                "what it says of them means nothing; use its own world's labels, or a real model: --model ViT-B-16 "
-                "--pretrained openai"
+                f"the demo's tiny CLIP has never read some words of {len(unknown)} of {len(names)} labels ({named}), "
+                "so what it says of them means nothing; use its own world's labels, or a real model: "
+                "--model ViT-B-16 --pretrained openai"
             )
     return found
 
@@ -318,12 +318,21 @@ def _draw(
         asked.work / "predictions.parquet",
         asked.root,
         layout.report,
-        f"alt predict VIDEOS --labels LABELS {how} --out {asked.work.name}",
+        f"alt predict VIDEOS --labels LABELS {how} --out {asked.work.name}{_window_options(asked.windows)}",
         yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False),
         actions,
     )
-    title = f"{run.name} on {asked.root.name or asked.root}"
+    files = {clip.file for clip in asked.clips}
+    what = next(iter(files)).name if len(files) == 1 else f"{len(files)} videos"
+    title = f"{run.name} on {what}"
     return stages.draw_report(drawn, title, [], SHOWN, asked.max_mb, config.device, warnings)
+
+
+def _window_options(windows: Windows | None) -> str:
+    if windows is None:
+        return ""
+    stride = "" if windows.stride is None else f" --stride {windows.stride:g}"
+    return f" --window {windows.seconds:g}{stride}"
 
 
 def _own_config(asked: Asked) -> PipelineConfig:

@@ -32,6 +32,7 @@ function button(className, onClick, ...children) {
 const percent = (share) => (share > 0 && share < 0.01 ? "<1%" : `${Math.round(100 * share)}%`);
 const seconds = (time) => `${time.toFixed(time < 100 ? 2 : 1)} s`;
 const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2);
+const clock = (time) => `${Math.floor(time / 60)}:${String(Math.floor(time % 60)).padStart(2, "0")}`;
 const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
 // Colours: every lap through the palette has its own texture, so that rare entities stay apart as well.
@@ -145,11 +146,14 @@ class Card {
 
   head() {
     const sure = this.top.length ? ` (${percent(this.top[0][1])})` : "";
-    const verdict = this.correct === null ? element("span", "verdict muted", `predicted: ${this.predicted}${sure}`)
+    const known = this.label !== null;
+    const verdict = this.correct === null ? element("span", "verdict muted", known ? `predicted: ${this.predicted}${sure}` : `predicted${sure}`)
       : this.correct ? element("span", "verdict right", `✓ right${sure}`)
       : element("span", "verdict wrong", `✗ wrong: ${this.predicted}${sure}`);
-    const file = this.split ? `${this.id} · ${this.split}` : this.id;
-    return element("header", "", element("h3", "", this.label === null ? "no label" : this.label), verdict, element("span", "file", file));
+    const part = this.id.match(/^(.+)#t=([\d.]+),([\d.]+)$/);
+    const name = part ? `${part[1]} · ${clock(Number(part[2]))} – ${clock(Number(part[3]))}` : this.id;
+    const file = this.split ? `${name} · ${this.split}` : name;
+    return element("header", "", element("h3", "", known ? this.label : this.predicted), verdict, element("span", "file", file));
   }
 
   build() {
@@ -545,6 +549,9 @@ function setUp() {
   const words = { right: "✓ right", wrong: "✗ wrong", none: "no label" };
   const verdicts = tally(cards.map((card) => (card.correct === null ? "none" : card.correct ? "right" : "wrong")));
   options($("verdict"), "all", verdicts.map(([name, count]) => [name, `${words[name]} (${count})`]));
+  const judged = cards.some((card) => card.correct !== null);
+  $("verdict").closest("label").hidden = !judged;
+  document.querySelectorAll(".of-labels").forEach((node) => { node.hidden = !judged; });
   $("entities").querySelector("summary").append(` (${seen.length})`);
   for (const entity of byArea) {
     const chip = button("chip", () => { $("entity").value = $("entity").value === String(entity) ? "" : String(entity); refresh(); }, swatch(entity), data.entities[entity].name);
@@ -660,8 +667,6 @@ function drawMistakes() {
 }
 
 // Timelines of long videos.
-
-const clock = (time) => `${Math.floor(time / 60)}:${String(Math.floor(time % 60)).padStart(2, "0")}`;
 
 function drawTimeline() {
   const lanes = data.timeline || [];

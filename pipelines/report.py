@@ -34,6 +34,10 @@ LEAD = (
     "Each frame is cut into regions, each region is matched with the entity whose text lies nearest to it, "
     "and the prediction is read from where those entities are and how they move."
 )
+LEAD_WHOLE_FRAMES = (
+    "The prediction is read from whole frames, whose embeddings are compared with the texts of the labels. Regions and "
+    "the entities nearest to them are shown beside it; they play no part in it."
+)
 MAX_BYTES = 20_000_000
 DISPLAY = 224  # pixels of a frame's shorter side
 ALTERNATIVES = 5  # entities shown per region

@@ -240,10 +240,19 @@ def draw_report(
         notices=[*more_notices, *notices(manifest)],
         max_bytes=round(max_mb * 1e6),
         mistakes=pages.find_mistakes(alignments, predictions, root),
+        lead=_lead(drawn.run),
         config=drawn.config,
         actions=drawn.actions or (),
     )
     return f"{out.name}, {out.stat().st_size / 1e6:.1f} MB, {len(cards)} videos"
+
+
+def _lead(run: Path) -> str:
+    """What the reader is told first: how a prediction of this run comes about."""
+    from adapter.artifact import open_run
+    from pipelines import report as pages
+
+    return pages.LEAD if open_run(run).config.get("model") == "alt" else pages.LEAD_WHOLE_FRAMES
 
 
 def _by_time(video_id: str) -> tuple[str, tuple[float, float]]:

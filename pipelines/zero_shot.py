@@ -17,8 +17,8 @@ TOP_K = 8
 class ZeroShot:
     """An open_clip model and how it looks at videos; ``entities`` is what regions are aligned with.
 
-    ``labels``: the nouns of the labels and body parts, mined on the fly; where no WordNet or tagger is at hand, the labels
-    themselves. ``none``: the labels themselves, nothing mined. Either way the prediction is that of whole frames.
+    ``labels``: the nouns of the labels and body parts, mined on the fly; where no WordNet or tagger is at hand, the
+    labels themselves. ``none``: the labels themselves, nothing mined. Either way the prediction is that of whole frames.
     """
 
     model: str
@@ -26,6 +26,7 @@ class ZeroShot:
     entities: str = ENTITIES[0]
     frames: int = 8
     device: str = "auto"
+    nltk_data: Path | None = None
 
     def __post_init__(self) -> None:
         """Raises ``PipelineError`` for an unknown choice."""
@@ -42,6 +43,7 @@ def zero_shot_config(
         "model": zero.model,
         "pretrained": zero.pretrained,
         "device": zero.device,
+        "nltk_data": zero.nltk_data,
         "corpus": {"labels": labels["file"], "label_column": labels.get("label_column")},
         "labels": {"own": labels},
         "alignments": {

@@ -1,5 +1,6 @@
 """Parts of videos, as ``clip.mp4#t=10,20`` names them: the frames of the whole between two moments, and no others."""
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,3 +127,15 @@ def test_names_of_parts_round_trip() -> None:
         split_part("a.mp4#t=5,5")
     source = Source("a.mp4", part=(1.0, 2.5))
     assert from_json(as_json(source)) == source
+
+
+def test_memory_does_not_grow_with_the_length_of_the_video(make_video: Callable, tmp_path: Path) -> None:
+    peaks = []
+    for frames in (100, 1000):
+        path = make_video(tmp_path / f"{frames}.mp4", frames, "libx264", 12)
+        source = Source(str(path), part=(2.0, 3.0))
+        tracemalloc.start()
+        sample_frames(source, COUNT)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
