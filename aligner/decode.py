@@ -238,7 +238,7 @@ INDEXED = frozenset(("mov", "mp4", "matroska", "webm"))
 def read_part(
     container: InputContainer, part: tuple[float, float], deadline: Deadline | None = None
 ) -> Timeline:
-    """The timeline of a part, in seconds of the stream's clock, from the packets around it where the format has an index.
+    """The timeline of a part, in seconds of the stream's clock; of the packets around it where there is an index.
 
     Without an index, or where packets contradict each other, all packets are read. Whether the whole file is as long as
     its header says is looked at only then.

@@ -663,7 +663,7 @@ def payload(
         raise ReportError(
             f"cards name entity {max(weights)}, the list has {len(entities)}; pass load_entities()"
         )
-    slots = entity_slots(weights, entities)
+    slots = entity_slots(_prominence(cards, weights), entities)
     return {
         "palette": PALETTE,
         "origins": ORIGINS,
@@ -672,6 +672,16 @@ def payload(
         "confusions": vars(mistakes.confusions) if mistakes.confusions else None,
         "pairs": [_pair_json(pair, quality) for pair in mistakes.pairs],
     }
+
+
+def _prominence(cards: Sequence[VideoCard], patches: Mapping[int, int]) -> dict[int, float]:
+    """Who chooses a colour first: what carried predictions, then what covers much; the former are what one looks for."""
+    carried: dict[int, float] = defaultdict(float)
+    for card in cards:
+        for carrier in card.reasons.carriers:
+            carried[carrier.entity_id] += max(carrier.effect, 0.0)
+    most = 1 + max(patches.values(), default=0)
+    return {entity: carried[entity] + count / most * 1e-3 for entity, count in patches.items()}
 
 
 def _timeline_json(actions: Sequence[Action]) -> dict[str, Any]:

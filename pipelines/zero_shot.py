@@ -18,7 +18,7 @@ class ZeroShot:
     """An open_clip model and how it looks at videos; ``entities`` is what regions are aligned with.
 
     ``labels``: the nouns of the labels and body parts, mined on the fly; where no WordNet or tagger is at hand, the
-    labels themselves. ``none``: the labels themselves, nothing mined. Either way the prediction is that of whole frames.
+    labels themselves. ``none``: the labels themselves, nothing mined. Predictions are of whole frames either way.
     """
 
     model: str
