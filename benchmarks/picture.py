@@ -21,7 +21,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("report", type=Path)
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--video", default="flying a kite", help="part of the label or file name of the video to show")
+    parser.add_argument(
+        "--video", default="flying a kite", help="part of the label or file name of the video to show"
+    )
     parser.add_argument("--dark", action="store_true", help="as a dark page")
     arguments = parser.parse_args()
     picture = photograph(arguments.report, arguments.video, arguments.dark)
@@ -49,7 +51,9 @@ def photograph(report: Path, video: str, dark: bool = False) -> Image.Image:
         right = page.locator(".card:visible:has(.verdict.right)")
         card = right.first if right.count() else page.locator(".card:visible").first
         if not card.count():
-            raise SystemExit(f"{report} shows no video whose label or file name holds '{video}'; choose with --video")
+            raise SystemExit(
+                f"{report} shows no video whose label or file name holds '{video}'; choose with --video"
+            )
         card.scroll_into_view_if_needed()
         card.locator(".pic img").last.wait_for()
         return Image.open(io.BytesIO(card.screenshot()))
