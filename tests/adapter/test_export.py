@@ -1,0 +1,157 @@
+"""``adapter export``: the files give what the run gives, whatever the sizes, and say what they are."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adapter.alignments import open_alignments
+from adapter.artifact import open_run
+from adapter.checkpoint import load_model
+from adapter.config import AdapterError, make_settings
+from adapter.dataset import Sample, collate
+from adapter.evaluate import open_all, score
+from adapter.export import INPUTS, export, random_inputs, read_facts
+from adapter.train import train
+
+ROOT = Path(__file__).resolve().parents[2]
+VARIANTS = {
+    "paper": {"variant": "paper"},
+    "tracks": {"queries": "tracks", "context": "cls", "whiten_labels": True},
+    "regions": {"queries": "tracks", "context": "regions", "pool": "attention"},
+}
+# Sizes that were traced are 3 videos, 5 tokens, 4 cached entities, 41 entities and 7 labels; tracks are 8.
+SIZES = [
+    {"videos": 1, "tokens": 3, "topk": 1, "entities": 8, "labels": 1},
+    {"videos": 6, "tokens": 9, "topk": 5, "entities": 300, "labels": 40},
+]
+# The commands of one process: imports of torch and of its exporter are most of the time. Types are not checked in it,
+# for a size that is free is no ``int`` while torch traces.
+PROGRAM = """
+import json, sys
+from adapter.cli import app
+for arguments in json.loads(sys.argv[1]):
+    app(["export", *arguments], standalone_mode=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, learnable: Path, label_set: Path) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("forms")
+    for name, options in VARIANTS.items():
+        settings = make_settings({"blocks": 1, "epochs": 1, "device": "cpu", **options})
+        train(learnable, label_set, root / name, settings)
+    return {name: root / name for name in VARIANTS}
+
+
+@pytest.fixture(scope="module")
+def files(runs: dict[str, Path]) -> Path:
+    """Folder of NAME.pt2 and NAME.onnx of every form."""
+    folder = next(iter(runs.values())).parent / "exported"
+    arguments = [
+        [str(run), "--out", str(folder / f"{name}{suffix}"), "--json"]
+        for name, run in runs.items()
+        for suffix in (".pt2", ".onnx")
+    ]
+    command = [sys.executable, "-c", PROGRAM, json.dumps(arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(told) == len(arguments) and all(one["difference"] < 1e-5 for one in told)
+    return folder
+
+
+def sizes_of(run: Path, sizes: dict[str, int]) -> dict[str, int]:
+    manifest = open_run(run).manifest
+    return {**sizes, "frames": manifest["frames"], "dim": manifest["dim"]}
+
+
+def results(file: Path, inputs: dict[str, torch.Tensor]) -> list[np.ndarray]:
+    if file.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(file)
+        assert [one.name for one in session.get_outputs()] == ["logits", "z"]
+        needed = {one.name for one in session.get_inputs()}
+        return session.run(None, {name: value.numpy() for name, value in inputs.items() if name in needed})
+    return [out.numpy() for out in torch.export.load(file).module()(*inputs.values())]
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_exported_model_gives_what_the_run_gives_whatever_the_sizes(
+    files: Path, runs: dict[str, Path], learnable: Path, label_set: Path, name: str, suffix: str
+) -> None:
+    """On random tensors of other sizes than the traced, and on cached videos as ``adapter eval`` scores them."""
+    from adapter.export import Forward
+
+    forward = Forward(load_model(open_run(runs[name]), torch.device("cpu")))
+    batches = [random_inputs(sizes_of(runs[name], sizes), seed) for seed, sizes in enumerate(SIZES)]
+    for inputs in batches:
+        with torch.no_grad():
+            wanted = [out.numpy() for out in forward(*inputs.values())]
+        for found, expected in zip(results(files / f"{name}{suffix}", inputs), wanted, strict=True):
+            assert found.shape == expected.shape
+            np.testing.assert_allclose(found, expected, atol=2e-4, rtol=1e-4)
+    ids = ["Archery/000.mp4", "YoYo/003.mp4"]
+    opened = open_all(runs[name], learnable, label_set, "cpu")
+    batch = collate([(video, -1) for video in opened.alignments.read(ids)])
+    tables = {"entities": opened.alignments.entities.embeddings, "labels": opened.labels.embeddings}
+    inputs = {
+        key: torch.from_numpy(tables[key]) if key in tables else getattr(batch, key) for key in INPUTS
+    }
+    scored = score(opened, [Sample(video, -1) for video in ids]).logits
+    # An evaluation stores logarithms of probabilities.
+    logits = torch.from_numpy(results(files / f"{name}{suffix}", inputs)[0])
+    assert logits.log_softmax(-1).numpy() == pytest.approx(torch.from_numpy(scored).log_softmax(-1).numpy(), abs=2e-3)
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_a_file_tells_what_it_is(files: Path, runs: dict[str, Path], suffix: str) -> None:
+    facts, run = read_facts(files / f"paper{suffix}"), open_run(runs["paper"])
+    assert facts["run"]["fingerprint"] == run.manifest["fingerprint"]
+    assert facts["trained_labels"] == run.train_labels and facts["model"] == run.manifest["model"]
+    frames, dim = run.manifest["frames"], run.manifest["dim"]
+    shapes = {tensor["name"]: tensor["shape"] for tensor in (*facts["inputs"], *facts["outputs"])}
+    assert list(shapes)[: len(INPUTS)] == list(INPUTS)
+    assert shapes["embeddings"] == ["videos", frames, "tokens", dim]
+    assert shapes["logits"] == ["videos", "labels"]
+    assert str(ROOT) not in json.dumps(facts) and str(runs["paper"].parent) not in json.dumps(facts)
+
+
+def test_the_readme_s_snippets_run(files: Path, label_set: Path, learnable: Path, tmp_path: Path) -> None:
+    """Python of the section Export, with its names replaced by those of a test."""
+    readme = (ROOT / "adapter" / "README.md").read_text(encoding="utf-8")
+    section = re.search(r"^## Export\n(.*?)(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL)
+    assert section
+    snippets = re.findall(r"^```python\n(.*?)^```", section.group(1), re.MULTILINE | re.DOTALL)
+    names = {"model.pt2": files / "paper.pt2", "model.onnx": files / "paper.onnx"}
+    names |= {"alignments": learnable, "labels": label_set}
+    assert len(snippets) == 2
+    for snippet in snippets:
+        for name, path in names.items():
+            snippet = snippet.replace(f'"{name}"', f'"{path}"')
+        done = subprocess.run([sys.executable, "-c", snippet], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path: Path, trained: Path, learnable: Path, label_set: Path) -> None:
+    with pytest.raises(AdapterError, match="ends in neither .pt2 nor .onnx"):
+        export(trained, tmp_path / "model.bin")
+    with pytest.raises(AdapterError, match="did you mean 'onnx'"):
+        export(trained, tmp_path / "model.onnx", "onxx")
+    with pytest.raises(AdapterError, match="must end in .onnx"):
+        export(trained, tmp_path / "model.pt2", "onnx")
+    settings = make_settings({"blocks": 1, "epochs": 1, "device": "cpu", "identities": "scrambled"})
+    train(learnable, label_set, tmp_path / "control", settings)
+    with pytest.raises(AdapterError, match="identities=scrambled"):
+        export(tmp_path / "control", tmp_path / "model.pt2")
+    (tmp_path / "other.onnx").write_bytes(b"no model")
+    with pytest.raises(AdapterError, match="holds no exported run"):
+        read_facts(tmp_path / "other.onnx")
+    assert not (tmp_path / "model.pt2").exists()
