@@ -31,10 +31,18 @@ OUTPUTS = ("logits", "z")
 SIZES = {"videos": 3, "tokens": 5, "topk": 4, "entities": 41, "labels": 7}
 TOLERANCE = 1e-4
 INPUTS = {
-    "embeddings": ("float32", ("videos", "frames", "tokens", "dim"), "unit embeddings: class token, then regions"),
+    "embeddings": (
+        "float32",
+        ("videos", "frames", "tokens", "dim"),
+        "unit embeddings: class token, then regions",
+    ),
     "topk_entity": ("int64", ("videos", "frames", "tokens", "topk"), "rows of entities nearest to a token"),
     "topk_score": ("float32", ("videos", "frames", "tokens", "topk"), "their cosines, the highest first"),
-    "geometry": ("float32", ("videos", "frames", "tokens", 3), "centroid x, y and area share, 0..1 (class token: .5 .5 1)"),
+    "geometry": (
+        "float32",
+        ("videos", "frames", "tokens", 3),
+        "centroid x, y and area share, 0..1 (class token: .5 .5 1)",
+    ),
     "mask": ("bool", ("videos", "frames", "tokens"), "False where a frame has fewer regions"),
     "entities": ("float32", ("entities", "dim"), "unit embeddings of the corpus"),
     "labels": ("float32", ("labels", "dim"), "unit embeddings of the candidate labels"),
@@ -84,6 +92,33 @@ class Forward(nn.Module):
         return out.logits, out.z
 
 
+@dataclass(frozen=True)
+class Traced:
+    """A run's forward pass as ``torch.export`` traced it; ``shape`` is its frames and dim."""
+
+    run: Run
+    config: ModelConfig
+    forward: Forward
+    program: torch.export.ExportedProgram
+    shape: dict[str, int]
+
+    def write(self, out: Path, form: str | None = None) -> Exported:
+        """Write one file, read it back and compare it; arguments and errors as ``export``."""
+        form = _form(out, form)
+        make_folder(out.parent)
+        facts = _facts(self)
+        content = {"torch": _torch_bytes, "onnx": _onnx_bytes}[form](self.program, facts)
+        write_atomic(out, lambda temporary: _write(temporary, content))
+        difference = _compare(self, {"torch": _run_torch, "onnx": _run_onnx}[form](out))
+        if difference > TOLERANCE:
+            out.unlink()
+            raise AdapterError(
+                f"the exported model differs from run {self.run.path.name} by {difference:.2g} in cosine, more than "
+                f"{TOLERANCE:.0e}; nothing was kept: try the other --format, and report this"
+            )
+        return Exported(out, form, len(content), difference, facts)
+
+
 def export(run: Path, out: Path, form: str | None = None) -> Exported:
     """Write a run's forward pass to one file, read it back, and compare it with the run on a batch of other sizes.
 
@@ -96,28 +131,22 @@ def export(run: Path, out: Path, form: str | None = None) -> Exported:
         AdapterError: no run, an unknown format, a form that cannot be exported, a package that is missing, or a file
             whose results differ from the run's by more than ``TOLERANCE``.
     """
-    form = _form(out, form)
+    if _form(out, form) == "onnx":
+        _runtime()
+    return trace(run).write(out, form)
+
+
+def trace(run: Path) -> Traced:
+    """Trace a run's forward pass with free sizes; raises ``AdapterError`` as ``export`` does."""
     opened = open_run(run)
     config = settings_of(opened).model
     _check_exportable(config)
-    make_folder(out.parent)
     forward = Forward(load_model(opened, torch.device("cpu"))).eval()
     shape = {"frames": opened.manifest["frames"], "dim": opened.manifest["dim"]}
-    facts = _facts(opened, config, shape)
+    inputs = tuple(random_inputs(SIZES | shape).values())
     with torch.no_grad():
-        program = torch.export.export(
-            forward, tuple(random_inputs(SIZES | shape).values()), dynamic_shapes=_free(config), strict=False
-        )
-    content = {"torch": _torch_bytes, "onnx": _onnx_bytes}[form](program, facts)
-    write_atomic(out, lambda temporary: _write(temporary, content))
-    difference = _compare(forward, {"torch": _run_torch, "onnx": _run_onnx}[form](out), shape, config)
-    if difference > TOLERANCE:
-        out.unlink()
-        raise AdapterError(
-            f"the exported model differs from run {run.name} by {difference:.2g} in cosine, more than {TOLERANCE:.0e}; "
-            "nothing was kept: try the other --format, and report this"
-        )
-    return Exported(out, form, len(content), difference, facts)
+        program = torch.export.export(forward, inputs, dynamic_shapes=_free(config), strict=False)
+    return Traced(opened, config, forward, program, shape)
 
 
 def read_facts(file: Path) -> dict[str, Any]:
@@ -185,7 +214,7 @@ def _check_exportable(config: ModelConfig) -> None:
     """Controls and noise are experiments: what they draw at random cannot be a file."""
     if config.identities != "aligned" or config.noise == "always":
         raise AdapterError(
-            f"a run with identities={config.identities} and noise={config.noise} is not a function of its inputs alone; "
+            f"a run with identities={config.identities} and noise={config.noise} is no function of its inputs alone; "
             "only identities=aligned without noise=always can be exported"
         )
 
@@ -202,21 +231,31 @@ def _free(config: ModelConfig) -> dict[str, dict[int, Any]]:
     }
 
 
-def _facts(run: Run, config: ModelConfig, shape: Mapping[str, int]) -> dict[str, Any]:
-    manifest = run.manifest
+def _facts(traced: Traced) -> dict[str, Any]:
+    manifest, shape = traced.run.manifest, traced.shape
     return {
         "package": f"adapter {__version__}",
         "run": {"fingerprint": manifest["fingerprint"], "inputs": manifest.get("inputs", {})},
-        "variant": config.variant,
+        "variant": traced.config.variant,
         "model": manifest["model"],
-        "trained_labels": run.train_labels,
+        "trained_labels": traced.run.train_labels,
         "inputs": [
             {"name": name, "dtype": dtype, "shape": [shape.get(str(axis), axis) for axis in axes], "is": what}
             for name, (dtype, axes, what) in INPUTS.items()
         ],
         "outputs": [
-            {"name": "logits", "dtype": "float32", "shape": ["videos", "labels"], "is": "scaled cosines of z and labels"},
-            {"name": "z", "dtype": "float32", "shape": ["videos", shape["dim"]], "is": "unit representation of a video"},
+            {
+                "name": "logits",
+                "dtype": "float32",
+                "shape": ["videos", "labels"],
+                "is": "scaled cosines of z and labels",
+            },
+            {
+                "name": "z",
+                "dtype": "float32",
+                "shape": ["videos", shape["dim"]],
+                "is": "unit representation of a video",
+            },
         ],
     }
 
@@ -270,9 +309,10 @@ def _run_onnx(file: Path) -> Runner:
 
 
 @torch.no_grad()
-def _compare(forward: Forward, exported: Runner, shape: Mapping[str, int], config: ModelConfig) -> float:
+def _compare(traced: Traced, exported: Runner) -> float:
     """Largest difference in cosines (logits over their scale) on a batch of other sizes."""
-    sizes = {"videos": 2, "tokens": 4, "topk": 3, "entities": 50 + config.tracks, "labels": 4, **shape}
+    entities = 50 + traced.config.tracks
+    sizes = {"videos": 2, "tokens": 4, "topk": 3, "entities": entities, "labels": 4, **traced.shape}
     inputs = random_inputs(sizes, seed=1)
-    wanted = forward(*inputs.values())[0]
-    return float((exported(inputs) - wanted).abs().max() / forward.model.log_scale.exp())
+    wanted = traced.forward(*inputs.values())[0]
+    return float((exported(inputs) - wanted).abs().max() / traced.forward.model.log_scale.exp())
