@@ -37,9 +37,11 @@ from pathlib import Path
 from adapter.export import trace
 for run in map(Path, sys.argv[2:]):
     traced = trace(run)
-    for suffix in (".pt2", ".onnx"):
+    # ONNX is made from the trace and costs most: the form with the most kinds of operations stands for it.
+    for suffix in (".pt2",) if run.name == "paper" else (".pt2", ".onnx"):
         assert traced.write(Path(sys.argv[1]) / (run.name + suffix)).difference < 1e-5
 """
+FILES = ["paper.pt2", "tracks-regions.pt2", "tracks-regions.onnx"]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, learnable: Path, label_set: P
 
 @pytest.fixture(scope="module")
 def files(runs: dict[str, Path]) -> Path:
-    """Folder of NAME.pt2 and NAME.onnx of every form."""
+    """Folder of ``FILES``, all exported."""
     folder = next(iter(runs.values())).parent / "exported"
     run_python(PROGRAM, folder, *runs.values())
     return folder
@@ -82,17 +84,17 @@ def runner(file: Path) -> Callable[[dict[str, torch.Tensor]], list[np.ndarray]]:
     return lambda inputs: session.run(["logits", "z"], {key: value.numpy() for key, value in inputs.items()})
 
 
-@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", FILES)
 def test_an_exported_model_gives_what_the_run_gives_whatever_the_sizes(
-    files: Path, runs: dict[str, Path], learnable: Path, label_set: Path, name: str, suffix: str
+    files: Path, runs: dict[str, Path], learnable: Path, label_set: Path, name: str
 ) -> None:
     """On random tensors of other sizes than the traced, and on cached videos as ``adapter eval`` scores them."""
     from adapter.export import Forward
 
-    forward = Forward(load_model(open_run(runs[name]), torch.device("cpu")))
-    exported = runner(files / f"{name}{suffix}")
-    batches = [random_inputs(sizes_of(runs[name], sizes), seed) for seed, sizes in enumerate(SIZES)]
+    run = runs[Path(name).stem]
+    forward = Forward(load_model(open_run(run), torch.device("cpu")))
+    exported = runner(files / name)
+    batches = [random_inputs(sizes_of(run, sizes), seed) for seed, sizes in enumerate(SIZES)]
     for inputs in batches:
         with torch.no_grad():
             wanted = [out.numpy() for out in forward(*inputs.values())]
@@ -100,7 +102,7 @@ def test_an_exported_model_gives_what_the_run_gives_whatever_the_sizes(
             assert found.shape == expected.shape
             np.testing.assert_allclose(found, expected, atol=2e-4, rtol=1e-4)
     ids = ["Archery/000.mp4", "YoYo/003.mp4"]
-    opened = open_all(runs[name], learnable, label_set, "cpu")
+    opened = open_all(run, learnable, label_set, "cpu")
     batch = collate([(video, -1) for video in opened.alignments.read(ids)])
     tables = {"entities": opened.alignments.entities.embeddings, "labels": opened.labels.embeddings}
     inputs = {key: torch.from_numpy(tables[key]) if key in tables else getattr(batch, key) for key in INPUTS}
@@ -112,9 +114,9 @@ def test_an_exported_model_gives_what_the_run_gives_whatever_the_sizes(
     )
 
 
-@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
-def test_a_file_tells_what_it_is(files: Path, runs: dict[str, Path], suffix: str) -> None:
-    facts, run = read_facts(files / f"paper{suffix}"), open_run(runs["paper"])
+@pytest.mark.parametrize("name", ["paper.pt2", "tracks-regions.onnx"])
+def test_a_file_tells_what_it_is(files: Path, runs: dict[str, Path], name: str) -> None:
+    facts, run = read_facts(files / name), open_run(runs[Path(name).stem])
     assert facts["run"]["fingerprint"] == run.manifest["fingerprint"]
     assert facts["trained_labels"] == run.train_labels and facts["model"] == run.manifest["model"]
     frames, dim = run.manifest["frames"], run.manifest["dim"]
@@ -131,7 +133,7 @@ def test_the_readme_s_snippets_run(files: Path, label_set: Path, learnable: Path
     section = re.search(r"^## Export\n(.*?)(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL)
     assert section
     snippets = re.findall(r"^```python\n(.*?)^```", section.group(1), re.MULTILINE | re.DOTALL)
-    names = {'"model.pt2"': files / "paper.pt2", '"model.onnx"': files / "paper.onnx"}
+    names = {'"model.pt2"': files / "paper.pt2", '"model.onnx"': files / "tracks-regions.onnx"}
     names |= {'Path("alignments")': learnable, 'Path("labels")': label_set}
     assert len(snippets) == 2
     for snippet in snippets:
