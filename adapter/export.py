@@ -76,7 +76,7 @@ class Forward(nn.Module):
         mask: Bool[Tensor, "videos frames tokens"],
         entities: Float[Tensor, "entities dim"],
         labels: Float[Tensor, "classes dim"],
-    ) -> tuple[Float[Tensor, "videos classes"], Float[Tensor, "videos dim"]]:
+    ) -> tuple[Float[Tensor, "videos classes"], Float[Tensor, "videos *each dim"]]:
         """Logits and z; norms, times and true labels, which no form reads, are filled in."""
         batch = Batch(
             embeddings,
@@ -94,13 +94,14 @@ class Forward(nn.Module):
 
 @dataclass(frozen=True)
 class Traced:
-    """A run's forward pass as ``torch.export`` traced it; ``shape`` is its frames and dim."""
+    """A run's forward pass as ``torch.export`` traced it; ``shape`` is its frames and dim, ``z_axes`` those of z."""
 
     run: Run
     config: ModelConfig
     forward: Forward
     program: torch.export.ExportedProgram
     shape: dict[str, int]
+    z_axes: int
 
     def write(self, out: Path, form: str | None = None) -> Exported:
         """Write one file, read it back and compare it; arguments and errors as ``export``."""
@@ -145,8 +146,9 @@ def trace(run: Path) -> Traced:
     shape = {"frames": opened.manifest["frames"], "dim": opened.manifest["dim"]}
     inputs = tuple(random_inputs(SIZES | shape).values())
     with torch.no_grad():
+        z = forward(*inputs)[1]
         program = torch.export.export(forward, inputs, dynamic_shapes=_free(config), strict=False)
-    return Traced(opened, config, forward, program, shape)
+    return Traced(opened, config, forward, program, shape, z.ndim)
 
 
 def read_facts(file: Path) -> dict[str, Any]:
@@ -253,8 +255,8 @@ def _facts(traced: Traced) -> dict[str, Any]:
             {
                 "name": "z",
                 "dtype": "float32",
-                "shape": ["videos", shape["dim"]],
-                "is": "unit representation of a video",
+                "shape": ["videos", *["labels"] * (traced.z_axes - 2), shape["dim"]],
+                "is": "unit representation of a video (for each label, where the form has one each)",
             },
         ],
     }
