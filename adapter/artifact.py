@@ -159,6 +159,16 @@ def saved_states(path: Path) -> list[Path]:
     return sorted(path.glob("state-*.safetensors"))
 
 
+def shared_files(path: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Names of a finished run's files that are worth giving away: its own and its results, the manifest last.
+
+    What helped to make it (states, logs of trackers) is left out.
+    """
+    patterns = ("eval-*.json", "predictions-*.parquet", "protocol-*.json", "scores-*.parquet")
+    results = sorted(file.name for pattern in patterns for file in path.glob(pattern))
+    return [*manifest["files"], *results, MANIFEST]
+
+
 def is_unfinished(path: Path) -> bool:
     """Whether a folder holds a training that did not end: all of a run but its manifest."""
     return path.is_dir() and not (path / MANIFEST).exists() and (path / CONFIG).is_file() and _is_run(path)

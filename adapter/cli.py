@@ -299,6 +299,41 @@ def describe_cli(
     )
 
 
+@app.command("export")
+@friendly
+def export_cli(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="File to write: NAME.pt2 (torch) or NAME.onnx.")],
+    form: Annotated[
+        str | None, typer.Option("--format", help="torch or onnx; default: by the file's name.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the model's forward pass for other programs: torch.export, or ONNX (extra `onnx`).
+
+    Inputs are a batch's tensors, the entities' and the labels' embeddings; outputs logits and z. The file is read back
+    and compared with the run on a batch of other sizes before the command says that it is done.
+    """
+    from adapter.export import export
+
+    done = export(run, out, form)
+    if as_json:
+        found = {
+            "file": str(done.file),
+            "format": done.form,
+            "bytes": done.bytes,
+            "difference": done.difference,
+        }
+        typer.echo(json.dumps({**found, **done.facts}, sort_keys=True))
+        return
+    for tensor in (*done.facts["inputs"], *done.facts["outputs"]):
+        shape = ", ".join(map(str, tensor["shape"]))
+        typer.echo(f"  {tensor['name']:<12}{tensor['dtype']:<8} ({shape}): {tensor['is']}")
+    typer.echo(
+        f"wrote {done.file} ({done.bytes / 1e6:.1f} MB); its cosines differ by at most {done.difference:.1e}"
+    )
+
+
 app.command("ablate")(ablate_cli)
 app.add_typer(protocol_app, name="protocol")
 

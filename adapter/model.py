@@ -182,7 +182,7 @@ def aligned_to_labels(batch: Batch, labels: Float[Tensor, "classes d"]) -> Batch
     """The batch with its tokens aligned to label embeddings: exact cosines, as many of them as were cached."""
     with full_precision(labels.device):
         cosine = batch.embeddings @ labels.T
-    best = cosine.topk(min(batch.topk_score.shape[-1], len(labels)), dim=-1)
+    best = cosine.topk(min(batch.topk_score.shape[-1], labels.shape[0]), dim=-1)
     return replace(batch, topk_entity=best.indices, topk_score=best.values)
 
 
@@ -296,7 +296,7 @@ class LearnedQueries(nn.Module):
 
     def forward(self, batch: Batch, entities: Float[Tensor, "entities d"]) -> Queries:
         """The same queries for every video."""
-        tokens = self.tokens.expand(len(batch.label), -1, -1)
+        tokens = self.tokens.expand(batch.label.shape[0], -1, -1)
         return Queries(tokens, batch.mask[:, :, 0], tokens.new_ones(()))
 
 
@@ -326,7 +326,7 @@ class TrackQueries(nn.Module):
             batch.topk_score[:, :, 1:, 0],
             batch.mask[:, :, 1:],
         )
-        chosen, found = top_entities(entity, score, mask, self.tracks, len(entities))
+        chosen, found = top_entities(entity, score, mask, self.tracks, entities.shape[0])
         codes = track_codes(entity, mask, batch.geometry[:, :, 1:], chosen)
         tokens = self.code(codes.flatten(2))
         if self.project:
@@ -345,7 +345,7 @@ def top_entities(
 ) -> tuple[Int64[Tensor, "b q"], Bool[Tensor, "b q"]]:
     """The entities with the highest summed score, and whether each occurs; q = min(tracks, entities)."""
     flat, kept = entity.flatten(1), mask.flatten(1)
-    total = score.new_zeros(len(entity), entities).scatter_add_(1, flat, score.flatten(1) * kept)
+    total = score.new_zeros(entity.shape[0], entities).scatter_add_(1, flat, score.flatten(1) * kept)
     count = torch.zeros_like(total).scatter_add_(1, flat, kept.to(total.dtype))
     order = total.masked_fill(count == 0, -torch.inf).topk(min(tracks, entities), dim=1)
     return order.indices, order.values > -torch.inf
@@ -519,7 +519,7 @@ class AltEncoder(nn.Module):
         return total
 
     def _queries(self, batch: Batch, entities: Tensor) -> Queries:
-        return self.queries(self.identities(batch, len(entities)), entities)
+        return self.queries(self.identities(batch, entities.shape[0]), entities)
 
 
 class TemporalEncoder(nn.Module):

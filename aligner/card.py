@@ -42,16 +42,26 @@ LIMITS = """\
 
 
 def data_card(
-    manifest: dict[str, Any], schema: pa.Schema, files: list[str], *, rows: int, videos: int, planned: int
+    manifest: dict[str, Any],
+    schema: pa.Schema,
+    files: list[str],
+    *,
+    rows: int,
+    videos: int,
+    planned: int,
+    loading: str | None = None,
 ) -> str:
-    """The card as Markdown; it depends on what the alignments are, not on where they lie or when they were made."""
+    """The card as Markdown; it depends on what the alignments are, not on where they lie or when they were made.
+
+    ``loading`` is said of how to load them; by default what fits the ``files`` of an export.
+    """
     sections = {
         "What is in it": _counts(manifest, rows, videos, planned),
         "How it was made": _made(manifest),
         "Columns": "\n".join(
             f"- `{name}`: {COLUMNS.get(name, 'as in the alignments folder')}" for name in schema.names
         ),
-        "How to load it": _loading(files),
+        "How to load it": loading or _loading(files),
         "Known limits": LIMITS,
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())

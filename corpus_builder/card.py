@@ -71,24 +71,27 @@ CITATION = """\
 ```"""
 
 
-def data_card(corpus: Artifact) -> str:
-    """The card as Markdown. It depends on what the corpus is, not on where it lies or when it was made."""
+def data_card(corpus: Artifact, data: str = DATA, loading: str = LOADING) -> str:
+    """The card as Markdown. It depends on what the corpus is, not on where it lies or when it was made.
+
+    ``data`` is the table's file beside the card, ``loading`` what is said of how to load it.
+    """
     sections = {
         "How it was made": _made(corpus.manifest),
         "Model": _model(corpus.manifest["model"]),
         "What is in it": _counts(corpus),
         "Columns": _columns(corpus),
         "Known limits": "\n".join([LIMITS, *_own_limits(corpus.manifest)]),
-        "How to load it": LOADING,
+        "How to load it": loading,
         "Rights": RIGHTS,
         "Citation": CITATION,
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
     size = len(corpus.table)
-    return f"{_front_matter(size)}\n# {size} visual entities\n\n{WHAT}\n\n{body}\n"
+    return f"{_front_matter(size, data)}\n# {size} visual entities\n\n{WHAT}\n\n{body}\n"
 
 
-def _front_matter(size: int) -> str:
+def _front_matter(size: int, data: str) -> str:
     category = next((name for limit, name in SIZES if size < limit), "1M<n<10M")
     return f"""---
 pretty_name: {size} visual entities
@@ -112,7 +115,7 @@ configs:
 - config_name: default
   data_files:
   - split: train
-    path: {DATA}
+    path: {data}
 ---
 """
 

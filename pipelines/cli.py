@@ -11,6 +11,7 @@ from pipelines import __version__
 from pipelines.cli_finetune import finetune_cli
 from pipelines.cli_predict import predict_cli
 from pipelines.cli_report import report_cli
+from pipelines.cli_share import pull_cli, push_cli
 from pipelines.options import (
     EXIT_DONE,
     EXIT_DONE_WITH_FAILURES,
@@ -115,6 +116,8 @@ def init_cli(
 app.command("predict")(predict_cli)
 app.command("report")(report_cli)
 app.command("finetune")(finetune_cli)
+app.command("push")(push_cli)
+app.command("pull")(pull_cli)
 
 
 @app.command("doctor")

@@ -25,7 +25,8 @@ def predict_cli(
         typer.Option(help="A label, typed; repeatable, or several with commas between them."),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="Out folder of `alt run` or `alt demo`, or one of its runs/NAME.")
+        str | None,
+        typer.Option(help="Out folder of `alt run` or `alt demo`, one of its runs/NAME, or hf://OWNER/NAME."),
     ] = None,
     model: Annotated[
         str | None,
@@ -78,6 +79,7 @@ def predict_cli(
     codes: 0 done, 2 done but some videos could not be read, 1 not done.
     """
     with errors():
+        from pipelines.hub import local
         from pipelines.predict import as_table, as_timeline, predict_videos
         from pipelines.windows import Windows, timeline
         from pipelines.zero_shot import ZeroShot
@@ -90,7 +92,7 @@ def predict_cli(
         found = predict_videos(
             videos,
             _labels(labels, label),
-            run,
+            None if run is None else local(run),
             out,
             label_column,
             topk,

@@ -14,7 +14,7 @@ import yaml
 from pipelines.config import PipelineConfig, check_config
 from pipelines.errors import PipelineError
 from pipelines.windows import Action, Windows, clock, timeline, windows_of
-from pipelines.workflow import CONFIG_FILE, Layout, Say, refuse_foreign
+from pipelines.workflow import CONFIG_FILE, Layout, Say, layout_of, refuse_foreign
 from pipelines.zero_shot import NAME as ZERO_SHOT
 from pipelines.zero_shot import ZeroShot, build_entities, zero_shot_config
 
@@ -58,7 +58,7 @@ def find_source(run: Path) -> Source:
         PipelineError: no trained run there, or one that ``alt run`` did not make.
     """
     config, layout = find_pipeline(run)
-    return Source(config, layout, _adapter_name(run, layout.root, config))
+    return Source(config, layout, _adapter_name(run, layout, config))
 
 
 def find_pipeline(run: Path) -> tuple[PipelineConfig, Layout]:
@@ -70,17 +70,18 @@ def find_pipeline(run: Path) -> tuple[PipelineConfig, Layout]:
     for root in (run, *run.parents[:2]):
         if (root / CONFIG_FILE).is_file():
             raw = yaml.safe_load((root / CONFIG_FILE).read_text(encoding="utf-8"))
-            return check_config(raw, root, CONFIG_FILE, inputs=False), Layout(root)
+            return check_config(raw, root, CONFIG_FILE, inputs=False), layout_of(root)
     raise PipelineError(
         f"--run {run} has no {CONFIG_FILE} beside or above it; give the --out folder of an `alt run` or `alt demo`, "
         "or one of its runs/NAME. With stages run by hand, use `aligner run` and `adapter predict`"
     )
 
 
-def _adapter_name(run: Path, root: Path, config: PipelineConfig) -> str:
+def _adapter_name(run: Path, layout: Layout, config: PipelineConfig) -> str:
+    root = layout.root
     # Beside those of the config there may be one that `alt finetune` made.
     names = dict.fromkeys([*config.adapters, *sorted(path.name for path in (root / "runs").glob("*"))])
-    trained = [name for name in names if (Layout(root).run(name) / "manifest.json").is_file()]
+    trained = [name for name in names if (layout.run(name) / "manifest.json").is_file()]
     if not trained:
         raise PipelineError(f"{root} holds no trained adapter; `alt run {root / CONFIG_FILE}` trains one")
     if run == root:
@@ -102,14 +103,16 @@ def predict_videos(
     zero_shot: ZeroShot | None = None,
     windows: Windows | None = None,
     max_mb: float = 20.0,
+    report: bool = True,
 ) -> list[Prediction]:
     """Predict the action in each video among some labels, with a run of ``alt run`` or an open_clip model alone.
 
     Videos are files, folders of videos, or lists of them (txt, csv, jsonl or parquet with a column ``path``); a name
     such as ``clip.mp4#t=10,20`` is a part of a file. ``labels`` are a file or the labels themselves. ``out`` (a folder)
-    receives ``predictions.json``, ``predictions.csv``, ``report.html`` and the artifacts behind them; without it they
-    are thrown away. With ``windows`` every window is a prediction of its own, and ``timeline.json`` and
-    ``timeline.csv`` are written. No more than a few frames of a few windows are in memory, however long the videos.
+    receives ``predictions.json``, ``predictions.csv``, ``report.html`` (unless ``report`` is False) and the artifacts
+    behind them; without it they are thrown away. With ``windows`` every window is a prediction of its own, and
+    ``timeline.json`` and ``timeline.csv`` are written. No more than a few frames of a few windows are in memory,
+    however long the videos.
 
     Raises:
         PipelineError: no video, no label, a run that cannot be used, or neither or both of ``run`` and ``zero_shot``.
@@ -133,7 +136,7 @@ def predict_videos(
     out.mkdir(parents=True, exist_ok=True)
     work = out.resolve()
     asked = Asked(
-        clips, _labels_section(labels, label_column, work), using, work, topk, windows, max_mb, report=True
+        clips, _labels_section(labels, label_column, work), using, work, topk, windows, max_mb, report
     )
     return _predict(asked, say)
 

@@ -60,6 +60,20 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class SharedLayout(Layout):
+    """The folder of one run that was given away (``pipelines/parcel.py``): its files are beside config and corpus."""
+
+    def run(self, adapter: str) -> Path:
+        """The Run artifact, whatever its name was."""
+        return self.root
+
+
+def layout_of(root: Path) -> Layout:
+    """The layout of a folder with a config in it."""
+    return SharedLayout(root) if (root / "manifest.json").is_file() else Layout(root)
+
+
+@dataclass(frozen=True)
 class Step:
     """One skippable piece of work.
 

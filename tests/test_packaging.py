@@ -15,6 +15,10 @@ PROVIDES = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
     "transformers": "transformers",
+    "huggingface_hub": "huggingface_hub",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "onnxscript": "onnxscript",
     "openai": "openai",
     "torch": "torch",
     "torchvision": "torchvision",
@@ -77,8 +81,9 @@ def test_pipelines_require_what_they_import() -> None:
 def test_root_lists_every_package() -> None:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     listed = set(config["tool"]["setuptools"]["packages"])
+    folders = {Path(folder): name for name, folder in config["tool"]["setuptools"]["package-dir"].items()}
     found = {
-        ".".join(path.parent.relative_to(ROOT).parts)
+        folders.get(folder := path.parent.relative_to(ROOT), ".".join(folder.parts))
         for name in (*STAGES, "pipelines")
         for path in (ROOT / name).rglob("__init__.py")
     }
