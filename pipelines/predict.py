@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.config import PipelineConfig, check_config
+from pipelines.config import PipelineConfig, check_config, inputs_only
 from pipelines.errors import PipelineError
 from pipelines.workflow import CONFIG_FILE, Layout, Say, refuse_foreign
 
@@ -172,15 +172,15 @@ def _own_config(
         writer = csv.writer(file)
         writer.writerow(["path"])
         writer.writerows([name] for name in _names(files).values())
-    raw = source.config.model_dump(mode="json", exclude_none=True)
+    raw = inputs_only(source.config)
     raw["out"] = str(work)
     raw["labels"] = {"own": {"file": str(labels.resolve()), "label_column": label_column}}
     templates = next(iter(source.config.labels.values())).templates
     if templates:
         raw["labels"]["own"]["templates"] = templates
     raw["alignments"] |= {"videos": str(manifest), "videos_root": str(root)}
-    for key in ("adapters", "evaluations", "report"):
-        raw.pop(key, None)
+    for key in ("protocols", "splits", "launcher"):
+        raw["alignments"].pop(key, None)
     return check_config(raw, work, inputs=False)
 
 
