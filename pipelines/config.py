@@ -170,9 +170,7 @@ class AlignmentsSection(Section):
         None, description="The Ray cluster; default: RAY_ADDRESS, or a running one."
     )
     ray_cpus: int = Field(2, description="Processor cores of a process on Ray.")
-    slurm: SlurmSection = Field(
-        default_factory=SlurmSection, description="What a task of the job array asks for."
-    )
+    slurm: SlurmSection | None = Field(None, description="What a task of the job array asks for.")
 
     @property
     def root(self) -> Path:

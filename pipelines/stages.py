@@ -14,6 +14,7 @@ from pipelines.config import (
     LabelsSection,
     PipelineConfig,
     ProtocolSection,
+    SlurmSection,
 )
 from pipelines.errors import PipelineError, Unfinished
 from pipelines.ledger import write_text
@@ -142,7 +143,8 @@ def align(
     if section.launcher == "slurm":
         from pipelines.cluster import fill_by_array
 
-        fill_by_array(settings, section.slurm, layout.root, name or "alignments")
+        asked = section.slurm or SlurmSection.model_validate({})
+        fill_by_array(settings, asked, layout.root, name or "alignments")
         settings = replace(settings, force=False)
     try:
         report = run.run(settings, lambda total: make_progress(total, quiet=False))
