@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.checks import in_config_words
-from pipelines.config import AdapterSection, AlignmentsSection, PipelineConfig
+from pipelines.config import AblationSection, AdapterSection, AlignmentsSection, PipelineConfig
 from pipelines.errors import USER_ERRORS, PipelineError
 from pipelines.workflow import Layout, Say, all_alignments, videos_of
 
@@ -79,6 +79,7 @@ class _Pricing:
         )
         self.clip, self.info = rehearsed_model(settings)
         self.jobs: dict[str | None, Any] = {}
+        self.measured: dict[Any, tuple[float, float]] = {}
 
     def costs(self, todo: set[str]) -> tuple[list[Cost], str]:
         """The costs of these steps in order, and the kind of device they were measured on."""
@@ -88,6 +89,9 @@ class _Pricing:
             found += [cost] if cost else []
         for name, adapter in self.config.adapters.items():
             found += self._adapter(name, adapter, todo)
+        found += self._protocols(todo)
+        if "ablation" in todo and self.config.ablation:
+            found.append(self._ablation(self.config.ablation))
         device = next(iter(self.jobs.values())).matcher.entities.device.type
         return found, device
 
@@ -182,6 +186,41 @@ class _Pricing:
             found.append(Cost(f"evaluate/{name}/{item.name}", _alike(videos * views * test_s), videos))
         return found
 
+    def _protocols(self, todo: set[str]) -> list[Cost]:
+        """Every listed video once for each run."""
+        from adapter.config import make_settings
+
+        found = []
+        for item in self.config.protocols:
+            if f"protocol/{item.name}" in todo:
+                job = self.jobs[item.alignments]
+                videos = len(job.plan.items) - job.plan.missing
+                each = sum(
+                    self._seconds_a_video(make_settings(self.config.adapters[name].options()))[1]
+                    for name in item.runs
+                )
+                found.append(
+                    Cost(f"protocol/{item.name}", _alike(videos * len(job.manifest["views"]) * each), videos)
+                )
+        return found
+
+    def _ablation(self, section: AblationSection) -> Cost:
+        """Every row that learns, seed by seed, on all videos and on so many shots; testing is left out."""
+        from adapter.ablation import choose_rows
+        from adapter.config import make_settings
+
+        all_videos, seconds, trainings = self._in_split(None, "train"), 0.0, 0
+        for row in choose_rows(section.rows):
+            if row.random_words or row.head != "text" or not row.learns:
+                continue
+            for shots in (0, *section.shots):
+                few = section.few_options if shots else {}
+                settings = make_settings({**section.options, **few, **row.options})
+                videos = min(all_videos, shots * self._classes(section.labels)) if shots else all_videos
+                seconds += section.seeds * settings.train.epochs * videos * self._seconds_a_video(settings)[0]
+                trainings += section.seeds
+        return Cost("ablation", _alike(seconds), note=f"{trainings} trainings")
+
     def _classes(self, labels: str) -> int:
         from corpus_builder.sources import read_labels
 
@@ -196,7 +235,12 @@ class _Pricing:
         return sum(split in (item.split or "").split("+") for item in items)
 
     def _seconds_a_video(self, settings: Any) -> tuple[float, float]:
-        """Of a training step, and of scoring, by video."""
+        """Of a training step, and of scoring, by video; each form is measured once."""
+        if settings.model not in self.measured:
+            self.measured[settings.model] = self._measure(settings)
+        return self.measured[settings.model]
+
+    def _measure(self, settings: Any) -> tuple[float, float]:
         import torch
 
         from adapter.model import Shape, build_model
