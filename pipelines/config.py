@@ -416,7 +416,10 @@ def _resolve_paths(section: AnySection, base: Path) -> AnySection:
         elif isinstance(value, list):
             changed[name] = [_absolute(base, item) if isinstance(item, Path) else item for item in value]
         elif isinstance(value, dict):
-            changed[name] = {key: _resolve_paths(item, base) for key, item in value.items()}
+            changed[name] = {
+                key: _resolve_paths(item, base) if isinstance(item, Section) else item
+                for key, item in value.items()
+            }
     return section.model_copy(update=changed)
 
 

@@ -242,10 +242,11 @@ def protocol_words(table: dict[str, Any]) -> str:
     return f"top-1 {100 * top1['mean']:.1f}{spread}"
 
 
-def ablate(layout: Layout, section: AblationSection) -> str:
+def ablate(config: PipelineConfig, layout: Layout, section: AblationSection) -> str:
     """The ablation table: forms, baselines and controls."""
     from adapter.ablation import Data, choose_rows, standard_columns
     from adapter.ablation import ablate as run_ablation
+    from adapter.artifact import ABLATION_TABLE
 
     unseen = layout.labels(section.unseen) if section.unseen else None
     result = run_ablation(
@@ -256,10 +257,11 @@ def ablate(layout: Layout, section: AblationSection) -> str:
         ),
         choose_rows(section.rows),
         range(section.seeds),
-        section.options,
+        {"device": config.device, **section.options},
         section.few_options,
     )
-    return f"{len(result['rows'])} rows, {len(result['columns'])} columns, {len(result['seeds'])} seeds"
+    sizes = f"{len(result['rows'])} rows, {len(result['columns'])} columns, {len(result['seeds'])} seeds"
+    return f"{sizes}: {layout.ablation / ABLATION_TABLE}"
 
 
 def report(config: PipelineConfig, layout: Layout, tables: list[Any]) -> str:

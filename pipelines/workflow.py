@@ -472,7 +472,7 @@ def _ablation_step(config: PipelineConfig, layout: Layout, section: AblationSect
     def work() -> str:
         from pipelines import stages
 
-        return stages.ablate(layout, section)
+        return stages.ablate(config, layout, section)
 
     return Step("ablation", key, lambda: _file_or_none(file), work, "ablation")
 

@@ -107,6 +107,13 @@ def test_a_training_split_that_no_video_has_is_known_beforehand(tmp_path: Path) 
     assert "adapters.a" not in text
 
 
+def test_the_ablation_takes_the_adapters_options() -> None:
+    told = {"labels": "train", "options": {"epochs": 2}, "few_options": {"lr": 0.1}}
+    config = check_config(raw(ablation=told), Path("/d"), inputs=False)
+    assert config.ablation and config.ablation.options == {"epochs": 2}
+    assert "ablation.labels: there is no 'x'" in problems(ablation=told | {"labels": "x"})
+
+
 def test_sets_of_prompts_go_by_name(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a clip of {}.\n")
     config = check_config(raw(labels={"train": {"file": "x", "templates": "p.txt"}}), tmp_path, inputs=False)
