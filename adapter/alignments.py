@@ -54,12 +54,17 @@ STORES: dict[str, Callable[[int], pa.DataType]] = {
 
 @dataclass(frozen=True)
 class Planned:
-    """One video of the plan, whether or not it could be read."""
+    """One video of the plan, whether or not it could be read; ``split`` names one split, or several: ``a+b``."""
 
     video_id: str
     label: str | None
     split: str | None
     shard: int
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that it is in."""
+        return tuple(self.split.split("+")) if self.split else ()
 
 
 @dataclass(frozen=True)

@@ -246,14 +246,19 @@ def _drawn(key: str, count: int) -> int:
 
 def split_videos(alignments: Alignments, split: str, option: str = "--split") -> list[Planned]:
     """The planned videos of a split; ``all`` is every video; an empty one raises, naming those there are."""
-    chosen = [video for video in alignments.plan if split == "all" or video.split == split]
+    chosen = [video for video in alignments.plan if split == "all" or split in video.splits]
     if not chosen:
-        found = sorted({video.split for video in alignments.plan if video.split})
+        found = sorted(split_names(alignments))
         why = f"it has {', '.join(found)}" if found else "no video names one"
         raise AdapterError(
             f"{option} {split}: {alignments.path} has no such split ({why}); '{option} all' takes every video"
         )
     return chosen
+
+
+def split_names(alignments: Alignments) -> set[str]:
+    """The splits that the planned videos name."""
+    return {name for video in alignments.plan for name in video.splits}
 
 
 def default_split(alignments: Alignments) -> str:
@@ -270,10 +275,16 @@ def train_and_val(
     out. With a training split but no validation split: held out of the training split. The test split is
     never touched.
     """
-    named = {video.split for video in alignments.plan if video.split}
+    named = split_names(alignments)
     train = split_videos(alignments, split if named else "all")
     if val_split in named and val_split != split:
-        return train, split_videos(alignments, val_split, "--val-split")
+        val = split_videos(alignments, val_split, "--val-split")
+        if both := sorted({video.video_id for video in train} & {video.video_id for video in val}):
+            raise AdapterError(
+                f"{len(both)} videos are in split {split} and in {val_split}, such as {both[0]}; a video cannot both "
+                "train and choose the epoch: give another --val-split, or one that no video has, to hold some out"
+            )
+        return train, val
     return hold_out(train, fraction)
 
 

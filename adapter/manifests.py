@@ -1,15 +1,15 @@
 """A protocol's videos as a manifest that the aligner reads: path, label and split, from the official lists."""
 
 import csv
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapter.artifact import make_folder, write_atomic
 from adapter.config import AdapterError
-from adapter.lists import VideoList, is_video, keys, names_are_unique
+from adapter.lists import VideoList, is_video, keys, names_are_unique, open_list
 from adapter.protocols import open_lists
 from adapter.recipes import Recipe, find
 
@@ -42,10 +42,7 @@ def write_manifest(
     places = _below(videos, wanted) if videos is not None else {row.video: row.video for row in wanted}
     rows = [(places[row.video], row.label, row.split) for row in wanted if row.video in places]
     if not rows:
-        raise AdapterError(
-            f"{videos} holds none of the {len(wanted)} listed videos, such as {wanted[0].video}; their file names "
-            "must be those of the lists"
-        )
+        raise AdapterError(_none_there(videos, wanted))
     make_folder(out.parent)
     write_atomic(out, lambda temporary: _write(temporary, rows))
     missing = [row.video for row in wanted if row.video not in places]
@@ -66,6 +63,43 @@ def _wanted(recipe: Recipe, lists: Mapping[str, VideoList], run: int) -> list[Wa
             for key, video, label in zip(keyed, one.videos, one.labels, strict=True):
                 found.setdefault(key, Wanted(video, label, "" if recipe.probe else split))
     return list(found.values())
+
+
+def write_list_manifest(names: Sequence[str], root: Path, out: Path, videos: Path) -> dict[str, Any]:
+    """Write the videos of all lists of several protocols, so that they are aligned once; returns counts.
+
+    A video's split names every list that it is on, joined by ``+``: ``adapter train --split ucf101_train1``. Listed
+    videos that are not below ``videos`` are left out and counted, by list.
+    """
+    labels: dict[str, Wanted] = {}
+    members: dict[str, list[str]] = {}
+    for name in dict.fromkeys(list_name for protocol in names for list_name in find(protocol).lists()):
+        one = open_list(root, name)
+        for key, video, label in zip(
+            keys(one.videos, names_are_unique(one.videos)), one.videos, one.labels, strict=True
+        ):
+            labels.setdefault(key, Wanted(video, label, ""))
+            members.setdefault(key, []).append(name)
+    places = _below(videos, list(labels.values()))
+    found = {key: row for key, row in labels.items() if row.video in places}
+    if not found:
+        raise AdapterError(_none_there(videos, list(labels.values())))
+    rows = [(places[row.video], row.label, "+".join(members[key])) for key, row in found.items()]
+    make_folder(out.parent)
+    write_atomic(out, lambda temporary: _write(temporary, rows))
+    counted = Counter(name for key in found for name in members[key])
+    return {
+        "written": len(rows),
+        "splits": dict(counted),
+        "missing": [row.video for key, row in labels.items() if key not in found],
+    }
+
+
+def _none_there(videos: Path | None, wanted: Sequence[Wanted]) -> str:
+    return (
+        f"{videos} holds none of the {len(wanted)} listed videos, such as {wanted[0].video}; their file names "
+        "must be those of the lists"
+    )
 
 
 def _below(folder: Path, wanted: list[Wanted]) -> dict[str, str]:

@@ -320,6 +320,12 @@ def load_clip(model: str, pretrained: str | None = None) -> tuple[nn.Module, dic
     return clip.eval(), info
 
 
+def check_names(model: str, pretrained: str | None) -> None:
+    """Refuse a model, a tag or a folder that does not exist, before anything is loaded (AlignerError)."""
+    schema = model.partition(":")[0] if model.startswith(("hf-hub:", "local-dir:")) else None
+    _checked_weights(model, pretrained, schema)
+
+
 def weights_sha256(model: nn.Module) -> str:
     """Identity of the weights: name, shape and fp32 bytes of every tensor of the state dict, by name."""
     digest = hashlib.sha256()

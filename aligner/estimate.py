@@ -14,11 +14,16 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from aligner import artifact
 from aligner.config import STORES, AlignConfig, AlignerError
+from aligner.corpus import Corpus
 from aligner.decoding import Clip, Decoders
+from aligner.encoder import check_names, load_clip
 from aligner.engine import FrameEncoder, Job, Timings
+from aligner.plan import make_plan
+from aligner.run import fit_together, load
 from aligner.views import Sampling
 
 # Passes that are timed, after one that is not: the first one pays for allocations.
@@ -77,6 +82,38 @@ class Estimate:
             f"encoding {self.encode_s.shown('s')}",
             f"  in total: {self.device_hours.shown('device-hours')}, startup and waiting for the disk aside",
         ]
+
+
+def rehearsed_model(settings: AlignConfig) -> tuple[nn.Module, dict[str, Any]]:
+    """The model and what a manifest says of it; a built-in one has random weights, so that none are downloaded.
+
+    Raises:
+        AlignerError: an unknown model or tag, or a folder or repository without weights.
+    """
+    check_names(settings.model, settings.pretrained)
+    built_in = not settings.model.startswith(("hf-hub:", "local-dir:"))
+    return load_clip(settings.model, "none" if built_in else None)
+
+
+def rehearsal(settings: AlignConfig, entities: int, clip: nn.Module, info: dict[str, Any]) -> Job:
+    """The job of a run whose corpus is not there yet: as many random entities stand in, and nothing is written.
+
+    Bytes and times are those of the run, whatever weights ``rehearsed_model`` gave.
+
+    Raises:
+        AlignerError: no videos, a tower that cannot be taken apart, or settings that do not fit it.
+    """
+    found = make_plan(
+        settings.videos,
+        settings.videos_per_shard,
+        settings.videos_root,
+        settings.allow_outside_root,
+        settings.frame_rate,
+    )
+    vectors = np.random.default_rng(0).normal(size=(entities, info["embed_dim"])).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    stand_in = Corpus(settings.corpus, [""] * entities, vectors, info, "not built yet")
+    return Job(settings, found, *fit_together(settings, stand_in, clip, info))
 
 
 def sizes(videos: int, job: Job) -> dict[str, dict[str, int]]:
@@ -155,8 +192,6 @@ def dry_run(settings: AlignConfig, count: int) -> tuple[dict[str, Any], list[str
     Raises:
         AlignerError: what is given does not fit together, or no probed video can be decoded.
     """
-    from aligner.run import load
-
     job, _ = load(settings)
     videos = len(job.plan.items)
     found: dict[str, Any] = {"sizes": sizes(videos, job)}

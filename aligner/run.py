@@ -166,6 +166,21 @@ def _load(
     entities = corpus.load_corpus(settings.corpus)
     clip, model_info = encoder.load_clip(settings.model, settings.pretrained)
     corpus.check_model(entities, model_info)
+    return entities, *fit_together(settings, entities, clip, model_info, only_plan)
+
+
+def fit_together(
+    settings: AlignConfig,
+    entities: corpus.Corpus,
+    clip: torch.nn.Module,
+    model_info: dict[str, Any],
+    only_plan: bool = False,
+) -> tuple[encoder.ClipRegionEncoder, match.Matcher, dict[str, Any]]:
+    """The tower on its device, the matcher of the entities, and what the manifest says of them.
+
+    Raises:
+        AlignerError: a tower that cannot be taken apart, or settings that do not fit it.
+    """
     asked = pick_device(settings.device, must_exist=not only_plan)
     device = torch.device("cpu") if only_plan else asked
     tower = encoder.ClipRegionEncoder(
@@ -177,9 +192,14 @@ def _load(
         compiled=settings.compile,
         device=device,
     )
+    if tower.regions == 1 < tower.patches:
+        raise AlignerError(
+            f"--merge {settings.merge} leaves one region of {tower.patches} patches, the frame itself, so there would "
+            "be nothing to align but frames; use a smaller --merge for this model, or --merge auto"
+        )
     matcher = match.Matcher(torch.tensor(entities.embeddings, device=device), settings.top_k)
     pixels = encoder.preprocess_config(clip)
-    return entities, tower, matcher, _manifest_content(settings, entities, tower, model_info, pixels, asked)
+    return tower, matcher, _manifest_content(settings, entities, tower, model_info, pixels, asked)
 
 
 def pick_device(name: str, must_exist: bool = True) -> torch.device:

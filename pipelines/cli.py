@@ -66,7 +66,7 @@ def demo_cli(
 
     Needs no network and no GPU. Run it again after an interruption and it goes on where it stopped.
     """
-    with _errors():
+    with _errors(goes_on=True):
         from pipelines.demo import run_demo
 
         result = run_demo(out, size, seed, _say(quiet), force)
@@ -75,27 +75,45 @@ def demo_cli(
 
 @app.command("run")
 def run_cli(
-    config: Annotated[Path, typer.Argument(help="YAML file; `alt init` writes one to start from.")],
+    config: Annotated[
+        Path, typer.Argument(help="YAML file; `alt init` writes one to start from, `alt recipes` has more.")
+    ],
     force: Annotated[bool, typer.Option("--force", help="Run every stage, changed or not.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which stages would run.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only say which stages would run, and what they would cost; check model and tower.",
+        ),
+    ] = False,
+    probe: Annotated[
+        int,
+        typer.Option(help="With --dry-run: videos to decode and encode for the estimate; 0 for none.", min=0),
+    ] = 4,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Run all stages of a config, skipping what is up to date.
 
-    Exit codes: 0 done, 2 done with failed videos (see `aligner status OUT/alignments`), 1 not done.
+    Exit codes: 0 done, 2 done with failed videos (see `aligner status OUT/alignments`), 75 stopped or at work on a
+    cluster (give the same command again), 130 after Ctrl-C (likewise), 1 not done.
     """
-    with _errors():
+    with _errors(goes_on=True):
         from pipelines.config import load_config
+        from pipelines.stages import protocol_words
         from pipelines.workflow import run_pipeline
 
-        report = run_pipeline(load_config(config), _say(quiet), force, dry_run)
+        report = run_pipeline(load_config(config), _say(quiet), force, dry_run, probe=probe if dry_run else 0)
     if as_json:
         typer.echo(json.dumps(asdict(report), default=str, sort_keys=True))
     else:
         for adapter, found in report.scores.items():
             for name, result in found.items():
                 typer.echo(f"{adapter} on {name}: top-1 {result['top1']:.1%} (n = {result['n']})")
+        for name, table in report.protocols.items():
+            typer.echo(f"{name}: {protocol_words(table)}")
+        if lost := sum(report.missing_videos.values()):
+            typer.echo(f"{lost} listed videos are not there: {report.out / 'manifests'} names them")
         typer.echo(f"{'would write' if dry_run else 'wrote'} {report.out}")
     raise typer.Exit(EXIT_DONE_WITH_FAILURES if report.failed_videos else EXIT_DONE)
 
@@ -110,7 +128,29 @@ def init_cli(
         from pipelines.template import write_template
 
         write_template(config, force)
-    typer.echo(f"wrote {config}; edit it, then `alt run {config}`")
+    typer.echo(f"wrote {config}; edit it, then `alt run {config} --dry-run` and `alt run {config}`")
+
+
+@app.command("recipes")
+def recipes_cli(
+    name: Annotated[
+        str | None, typer.Argument(help="Recipe to print; without, all are listed.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List configs to start from: data sets, protocols, clusters; print one with `alt recipes NAME > my.yaml`."""
+    with _errors():
+        from pipelines.template import read_recipe, recipes
+
+        if name is not None:
+            typer.echo(read_recipe(name), nl=False)
+            return
+        found = {recipe: read_recipe(recipe).splitlines()[0].lstrip("# ") for recipe in recipes()}
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        width = max(map(len, found))
+        typer.echo("\n".join(f"{recipe:{width}}  {about}" for recipe, about in found.items()))
 
 
 app.command("predict")(predict_cli)

@@ -1,10 +1,11 @@
-"""The one YAML file of ``alt run``: what it may hold, checked whole before anything is computed.
+"""The one YAML file of ``alt run``: what it may hold (``checks.py`` asks whether it can work).
 
 Every section maps onto a stage's own options, so that a key has the same name here as on that stage's command line.
 Relative paths are read from the folder of the YAML file.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -14,7 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipelines.errors import PipelineError, did_you_mean
 
 if TYPE_CHECKING:
+    from aligner.config import AlignConfig
     from corpus_builder.config import CorpusConfig
+
+# What of the alignments section says which videos there are, and which sampling goes with its own options: a test
+# alignment that names its own inherits none of the others.
+OF_VIDEOS = ("videos", "videos_root", "protocols", "splits")
+OF_SAMPLING = ("sampling", "draws", "stride", "clips")
 
 
 class Section(BaseModel):
@@ -35,10 +42,17 @@ class CorpusSection(Section):
     caption_column: str | None = Field(None, description="Column of the captions in a csv or parquet file.")
     taggers: str = Field("both", description="both, spacy, nltk or wordnet.")
     spacy_model: str = Field("en_core_web_sm", description="Installed spaCy pipeline, or a path to one.")
-    strategy: str = Field("extended", description="Word-sense disambiguation: extended, lesk or first.")
+    strategy: str = Field(
+        "extended", description="Word-sense disambiguation: extended, lesk, first, clip or t5."
+    )
+    sense_model: str | None = Field(None, description="Model of the strategy clip or t5.")
+    sense_pretrained: str | None = Field(None, description="Weights of the strategy clip's model.")
     body_parts: bool = Field(True, description="Add the body parts.")
     min_count: int = Field(1, description="Captions that must mention an entity.")
     max_words: int = Field(4, description="Longest entity, in words.")
+    entity_text: str | None = Field(
+        None, description="Text of an entity, with {unit} and {description}; default: the stage's own."
+    )
     expansions: list[Path] = Field(
         [], description="JSON files: label or class id -> phrases that belong to it."
     )
@@ -59,6 +73,8 @@ class CorpusSection(Section):
     merge_above: float | None = Field(
         None, description="Cosine from which two entities are one; never if none."
     )
+    index: str = Field("auto", description="FAISS index: auto, flat, ivf or hnsw.")
+    precision: str = Field("fp32", description="Arithmetic of the text tower: fp32, bf16 or fp16.")
     processes: int = Field(1, ge=1, description="Processes that mine captions; the result is the same.")
 
     def files(self) -> dict[str, Path]:
@@ -72,7 +88,7 @@ class CorpusSection(Section):
         from corpus_builder.config import CorpusConfig, split_sources
 
         names = {field.name for field in dataclasses.fields(CorpusConfig)} & set(type(self).model_fields)
-        given = {name: getattr(self, name) for name in names - {"sources"}}
+        given = {name: value for name in names - {"sources"} if (value := getattr(self, name)) is not None}
         return CorpusConfig(**given, sources=split_sources(",".join(self.sources) or None))
 
 
@@ -81,9 +97,33 @@ class LabelsSection(Section):
 
     file: Path = Field(description="Label file (txt, csv, json).")
     label_column: str | None = Field(None, description="Column of the labels in a csv with several.")
-    templates: list[str] | None = Field(
-        None, description="Prompts with {} for the class; default: the stage's own."
+    templates: list[str] | str | None = Field(
+        None,
+        description="Prompts with {} for the class, or the name or file of a set of them; default: the stage's own.",
     )
+    precision: str = Field("fp32", description="Arithmetic of the text tower: fp32, bf16 or fp16.")
+
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts, none where the stage's own are meant; raises its ``CorpusError`` for an unknown set."""
+        if isinstance(self.templates, str):
+            from corpus_builder.templates import load_templates
+
+            return load_templates(self.templates)
+        return tuple(self.templates or ())
+
+
+class SlurmSection(Section):
+    """``aligner slurm submit``: what a task of the job array asks of the cluster, spelled as for ``sbatch``."""
+
+    shards_per_task: int = Field(1, ge=1, description="Shards that a task of the array fills.")
+    time: str | None = Field(None, description="Time limit of a task, such as 04:00:00.")
+    partition: str | None = Field(None, description="Partition of the cluster.")
+    gpus: str | None = Field(None, description="GPUs of a task, such as 1 or a100:1.")
+    cpus_per_task: int | None = Field(None, description="Processor cores of a task.")
+    mem: str | None = Field(None, description="Memory of a task, such as 32G.")
+    options: list[str] = Field([], description="Other options of sbatch, such as --account=vision.")
+    max_array_size: int = Field(1001, ge=1, description="The cluster's MaxArraySize.")
+    concurrent: int | None = Field(None, ge=1, description="Tasks that run at the same time, at most.")
 
 
 class AlignmentsSection(Section):
@@ -91,6 +131,12 @@ class AlignmentsSection(Section):
 
     videos: Path = Field(description="Folder of videos, or a manifest with columns path, label, split.")
     videos_root: Path | None = Field(None, description="Folder that video ids are relative to.")
+    protocols: list[str] = Field(
+        [],
+        description="Published protocols whose lists (see lists) say which videos below the folder, with classes; "
+        "a video is in the splits that are named like its lists.",
+    )
+    splits: list[str] | None = Field(None, description="Only videos of these splits.")
     frames: int = Field(8, description="Frames of each view of a video.")
     sampling: str = Field("uniform", description="Which frames: uniform, tsn or dense.")
     draws: int = Field(1, description="Random draws of tsn, each a view.")
@@ -104,6 +150,11 @@ class AlignmentsSection(Section):
     proportional_attention: bool = Field(True, description="Merged tokens count by their size in attention.")
     dense: str = Field("none", description="Attention of the regions in the last block: none, value or self.")
     precision: str = Field("fp32", description="fp32, bf16 or fp16.")
+    preprocess: str = Field("cpu", description="Where pictures are cut to size: cpu or device.")
+    compile: bool = Field(False, description="Compile the encoder with torch.compile.")
+    batch_frames: int | None = Field(
+        None, description="Frames in a forward pass; default: one video's, on a GPU 256."
+    )
     store: Literal["fp16", "int8", "topk"] = Field(
         "fp16", description="Embeddings to keep: fp16, int8, or topk (of frames alone)."
     )
@@ -112,11 +163,49 @@ class AlignmentsSection(Section):
     processes: int | Literal["auto"] = Field(
         "auto", description="Processes that share the videos, or auto: one per GPU."
     )
+    launcher: Literal["local", "ray", "slurm"] = Field(
+        "local", description="Where they run: local, ray (a Ray cluster) or slurm (a job array)."
+    )
+    ray_address: str | None = Field(
+        None, description="The Ray cluster; default: RAY_ADDRESS, or a running one."
+    )
+    ray_cpus: int = Field(2, description="Processor cores of a process on Ray.")
+    slurm: SlurmSection | None = Field(None, description="What a task of the job array asks for.")
 
-    def views(self) -> dict[str, Any]:
-        """Which frames and crops of a video are taken, by the stage's own names."""
-        names = ("sampling", "draws", "stride", "clips", "crops", "seed", "colours")
-        return {name: getattr(self, name) for name in names}
+    @property
+    def root(self) -> Path:
+        """The folder that video ids are relative to."""
+        return self.videos_root or (self.videos if self.videos.is_dir() else self.videos.parent)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the videos are a choice of those that are there, which is written down as a manifest."""
+        return bool(self.protocols) or self.splits is not None
+
+    def settings(
+        self, config: "PipelineConfig", corpus: Path, out: Path, videos: Path, root: Path | None
+    ) -> "AlignConfig":
+        """The stage's own settings; raises its ``AlignerError`` where they make no sense."""
+        from aligner.config import AlignConfig
+
+        names = {field.name for field in dataclasses.fields(AlignConfig)} & set(type(self).model_fields)
+        given = {name: getattr(self, name) for name in names - {"videos", "videos_root", "launcher"}}
+        if self.launcher == "ray":
+            given["launcher"] = "ray"
+        whole: dict[str, Any] = {
+            "model": config.model,
+            "pretrained": config.pretrained,
+            "device": config.device,
+        }
+        return AlignConfig(
+            videos=videos,
+            videos_root=root,
+            corpus=corpus,
+            out=out,
+            allow_changed_videos=True,
+            **whole,
+            **given,
+        )
 
 
 class AdapterSection(Section):
@@ -147,6 +236,47 @@ class EvaluationSection(Section):
         0.0, description="Share of zero-shot CLIP's log-probabilities mixed in late, 0 to 1."
     )
     adapters: list[str] | None = Field(None, description="Only these adapters; default: all.")
+    alignments: str | None = Field(
+        None, description="Name of test alignments to score on; default: the alignments trained on."
+    )
+
+
+class ProtocolSection(Section):
+    """``adapter protocol run``: adapters scored as published, on the official lists."""
+
+    name: str = Field(description="Name of the result, and of the protocol unless that is given.")
+    protocol: str | None = Field(None, description="Protocol, from `adapter protocol list`.")
+    labels: str = Field(description="Name of a label set that holds all candidates.")
+    runs: list[str] = Field(
+        min_length=1,
+        description="Adapters: those that the protocol names, in its order, or seeds of one form.",
+    )
+    alignments: str | None = Field(
+        None, description="Name of test alignments to score on; default: the alignments trained on."
+    )
+
+    @property
+    def published(self) -> str:
+        """The protocol's own name."""
+        return self.protocol or self.name
+
+
+class AblationSection(Section):
+    """``adapter ablate``: the paper's forms, baselines and controls, seed by seed in one table."""
+
+    labels: str = Field(description="Name of the label set, a key of the labels section.")
+    rows: list[str] = Field([], description="Rows by name or pattern, such as 'tracks*'; default: all.")
+    shots: list[int] = Field([4], description="Columns of K shots.")
+    seeds: int = Field(3, ge=1, le=20, description="Training seeds: 0, 1 ...")
+    split: str = Field("test", description="Split to test on.")
+    unseen: str | None = Field(
+        None, description="Label set of classes not trained on: adds zero-shot columns."
+    )
+    unseen_split: str = Field("all", description="Split of the videos of unseen classes.")
+    blend: float = Field(0.5, description="Share of zero-shot CLIP in the blended column.")
+    sensitivity: bool = Field(False, description="Add reversed and shuffled frames, scenes and objects.")
+    options: dict[str, Any] = Field({}, description="The adapter's options for every run.")
+    few_options: dict[str, Any] = Field({}, description="The adapter's options for few-shot runs.")
 
 
 class ReportSection(Section):
@@ -165,14 +295,24 @@ class PipelineConfig(Section):
     model: str = Field(description="open_clip model: ViT-B-16, hf-hub:ORG/REPO or local-dir:FOLDER.")
     pretrained: str | None = Field(None, description="Weights: a tag, a file, or none for random weights.")
     nltk_data: Path | None = Field(None, description="NLTK data folder to read first.")
+    lists: Path | None = Field(
+        None,
+        description="Folder of official lists: a copy of ViFi-CLIP, OST, Text4Vis or Open-VCLIP, or your own.",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     corpus: CorpusSection = Field(
         description="Where entities come from; at least labels: FILE or captions: FILE."
     )
     labels: dict[str, LabelsSection] = Field(description="Sets of classes by name: {train: {file: FILE}}.")
     alignments: AlignmentsSection = Field(description="Which videos, at least videos: FOLDER or MANIFEST.")
+    test_alignments: dict[str, AlignmentsSection] = Field(
+        default_factory=dict,
+        description="Other videos or views to score on, by name; what is not said is as in alignments.",
+    )
     adapters: dict[str, AdapterSection] = Field(default_factory=dict)
     evaluations: list[EvaluationSection] = Field(default_factory=list)
+    protocols: list[ProtocolSection] = Field(default_factory=list)
+    ablation: AblationSection | None = None
     report: ReportSection | None = None
 
 
@@ -203,21 +343,44 @@ def check_config(
 
     ``inputs`` also asks whether the input files are there, which an old run that is only applied does not need.
     """
+    from pipelines import checks
+
+    raw = inherited(raw)
     try:
         config = PipelineConfig.model_validate(raw)
     except ValidationError as error:
-        refuse(name, [*map(_problem, error.errors()), *_adapter_problems(raw.get("adapters"))])
+        refuse(name, [*map(_problem, error.errors()), *checks.adapter_problems(raw.get("adapters"))])
     resolved = resolve(config, base)
-    missing = _missing_inputs(resolved) if inputs else []
-    adapters = _adapter_problems(raw.get("adapters"), config.alignments.store)
-    refuse(name, [*_dangling(config), *adapters, *missing])
+    refuse(name, [*checks.contradictions(config), *(checks.missing_inputs(resolved) if inputs else [])])
     return resolved
+
+
+def inherited(raw: dict[str, Any]) -> dict[str, Any]:
+    """Plain values with every test alignment spelled out: what it does not say is as in ``alignments``."""
+    base, tests = raw.get("alignments"), raw.get("test_alignments")
+    if not isinstance(base, dict) or not isinstance(tests, dict):
+        return raw
+    return raw | {"test_alignments": {name: _inherit(base, own) for name, own in tests.items()}}
+
+
+def _inherit(base: dict[str, Any], own: Any) -> Any:
+    if not isinstance(own, dict):
+        return base if own is None else own
+    apart = {*(OF_VIDEOS if "videos" in own else ()), *(OF_SAMPLING if "sampling" in own else ())}
+    return {key: value for key, value in base.items() if key not in apart} | own
 
 
 def refuse(name: str, problems: list[str]) -> None:
     """Raise one PipelineError that lists all problems, if there are any."""
     if problems:
         raise PipelineError(f"{name} has {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+
+
+def inputs_only(config: PipelineConfig) -> dict[str, Any]:
+    """Plain values of a config without adapters and all that is made with them."""
+    raw = config.model_dump(mode="json", exclude_none=True)
+    made = ("adapters", "test_alignments", "evaluations", "protocols", "ablation", "report")
+    return {key: value for key, value in raw.items() if key not in made}
 
 
 def resolve(config: PipelineConfig, base: Path) -> PipelineConfig:
@@ -232,7 +395,15 @@ def resolve(config: PipelineConfig, base: Path) -> PipelineConfig:
     if spacy_model.is_dir():
         corpus = resolved.corpus.model_copy(update={"spacy_model": str(_absolute(base, spacy_model))})
         resolved = resolved.model_copy(update={"corpus": corpus})
-    return resolved
+    labels = {name: _with_prompts(section, base) for name, section in resolved.labels.items()}
+    return resolved.model_copy(update={"labels": labels})
+
+
+def _with_prompts(section: LabelsSection, base: Path) -> LabelsSection:
+    """The section with its file of prompts, if it names one, made absolute."""
+    if not isinstance(section.templates, str) or not (base / section.templates).is_file():
+        return section
+    return section.model_copy(update={"templates": str(_absolute(base, Path(section.templates)))})
 
 
 def _resolve_paths(section: AnySection, base: Path) -> AnySection:
@@ -246,7 +417,10 @@ def _resolve_paths(section: AnySection, base: Path) -> AnySection:
         elif isinstance(value, list):
             changed[name] = [_absolute(base, item) if isinstance(item, Path) else item for item in value]
         elif isinstance(value, dict):
-            changed[name] = {key: _resolve_paths(item, base) for key, item in value.items()}
+            changed[name] = {
+                key: _resolve_paths(item, base) if isinstance(item, Section) else item
+                for key, item in value.items()
+            }
     return section.model_copy(update=changed)
 
 
@@ -262,129 +436,41 @@ def _problem(item: Any) -> str:
     """One line for one of pydantic's errors: where, what, and the nearest known key."""
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        known = _section_at(item["loc"][:-1]).model_fields
-        word = str(item["loc"][-1])
-        return f"{where}: unknown key{did_you_mean(word, known) or '; known are ' + ', '.join(known)}"
+        word, section = str(item["loc"][-1]), _section_at(item["loc"][:-1])
+        return f"{where}: {_elsewhere(word, section) or _unknown(word, section.model_fields)}"
     if item["type"] == "missing":
         return f"{where}: missing; {_section_at(item['loc'][:-1]).model_fields[item['loc'][-1]].description}"
     return f"{where}: {item['msg']}, got {item['input']!r}"
 
 
-_SECTIONS: dict[str, type[Section]] = {
+def _unknown(word: str, known: Iterable[str]) -> str:
+    return f"unknown key{did_you_mean(word, known) or '; known are ' + ', '.join(known)}"
+
+
+def _elsewhere(word: str, section: type[Section]) -> str:
+    """Where a key belongs that stands in the wrong section."""
+    if section is not PipelineConfig and word in PipelineConfig.model_fields:
+        return f"unknown key; {word} belongs at the top level of the file"
+    homes = [name for name, home in SECTIONS.items() if word in home.model_fields]
+    if section is PipelineConfig and homes:
+        return f"unknown key; {word} belongs under {' or '.join(homes)}"
+    return ""
+
+
+SECTIONS: dict[str, type[Section]] = {
     "corpus": CorpusSection,
     "labels": LabelsSection,
     "alignments": AlignmentsSection,
+    "test_alignments": AlignmentsSection,
     "adapters": AdapterSection,
     "evaluations": EvaluationSection,
+    "protocols": ProtocolSection,
+    "ablation": AblationSection,
     "report": ReportSection,
 }
 
 
 def _section_at(location: tuple[Any, ...]) -> type[Section]:
-    return _SECTIONS[location[0]] if location else PipelineConfig
-
-
-def _dangling(config: PipelineConfig) -> list[str]:
-    """Names that refer to a label set, an adapter or an evaluation that is not there."""
-    sets, adapters = list(config.labels), list(config.adapters)
-    evaluations = [item.name for item in config.evaluations]
-    references = [(f"adapters.{name}.labels", item.labels, sets) for name, item in config.adapters.items()]
-    for item in config.evaluations:
-        references.append((f"evaluations.{item.name}.labels", item.labels, sets))
-        references += [(f"evaluations.{item.name}.adapters", name, adapters) for name in item.adapters or ()]
-    if config.report:
-        references.append(("report.adapter", config.report.adapter, adapters))
-        references.append(("report.evaluation", config.report.evaluation, evaluations))
-    shown = next(
-        (item for item in config.evaluations if config.report and item.name == config.report.evaluation), None
-    )
-    if config.report and shown and shown.adapters is not None:
-        references.append(("report.adapter (in its evaluation)", config.report.adapter, shown.adapters))
-    problems = [
-        f"{where}: there is no '{name}'{did_you_mean(name, known) or '; there are ' + (', '.join(known) or 'none')}"
-        for where, name, known in references
-        if name not in known
-    ]
-    return problems + [
-        f"'{name}' cannot name a folder" for name in (*sets, *adapters, *evaluations) if not _plain(name)
-    ]
-
-
-def _plain(name: str) -> bool:
-    return bool(name) and not name.startswith(".") and not set(name) & set("/\\")
-
-
-def _adapter_problems(sections: Any, store: str = "fp16") -> list[str]:
-    """Unknown or impossible options of the adapters, in the stage's own words."""
-    from adapter.config import AdapterError, make_settings, without_regions
-
-    problems = []
-    for name, section in sections.items() if isinstance(sections, dict) else ():
-        options = (
-            {key: value for key, value in section.items() if key != "labels"}
-            if isinstance(section, dict)
-            else {}
-        )
-        try:
-            model = make_settings(options).model
-        except AdapterError as error:
-            problems.append(f"adapters.{name}: {error}")
-            continue
-        if store == "topk" and model.reads_regions:
-            problems.append(f"adapters.{name}: {without_regions(model, 'alignments')}")
-    return problems
-
-
-def _missing_inputs(config: PipelineConfig) -> list[str]:
-    """Inputs that are not there, and settings of the corpus that its stage would refuse."""
-    from corpus_builder.config import CorpusError
-
-    inputs: list[tuple[str, Path | None]] = [
-        (f"corpus.{name}", path) for name, path in config.corpus.files().items()
-    ]
-    inputs += [(f"labels.{name}.file", section.file) for name, section in config.labels.items()]
-    inputs += [("alignments.videos", config.alignments.videos), ("nltk_data", config.nltk_data)]
-    problems = [
-        f"{where}: there is no {path}" for where, path in inputs if path is not None and not path.exists()
-    ]
-    if config.alignments.videos.exists():
-        problems += _missing_splits(config)
-    problems += _impossible_views(config)
-    if config.corpus.labels is None and config.corpus.captions is None:
-        problems.append("corpus: nothing to mine; give labels, captions or both")
-    try:
-        config.corpus.settings()
-    except CorpusError as error:
-        problems.append(f"corpus: {error}")
-    return problems
-
-
-def _impossible_views(config: PipelineConfig) -> list[str]:
-    """Views that the stage would refuse, in its own words."""
-    from aligner.config import AlignConfig, AlignerError
-
-    try:
-        AlignConfig(config.alignments.videos, Path(), config.model, **config.alignments.views())
-    except AlignerError as error:
-        return [f"alignments: {error}"]
-    return []
-
-
-def _missing_splits(config: PipelineConfig) -> list[str]:
-    """Evaluations of a split that no video has: better known before the training than after it."""
-    from aligner.config import AlignerError
-    from aligner.plan import make_plan
-
-    section = config.alignments
-    try:
-        plan = make_plan(section.videos, section.videos_per_shard, section.videos_root)
-    except AlignerError as error:
-        return [f"alignments.videos: {error}"]
-    splits = {item.split for item in plan.items}
-    there = ", ".join(sorted(split for split in splits if split)) or "none"
-    return [
-        f"evaluations.{item.name}.split: no video has split '{item.split}' (there are: {there}); "
-        "leave split out, or give all for every video"
-        for item in config.evaluations
-        if item.split not in (None, "all", *splits)
-    ]
+    if location[-1:] == ("slurm",):
+        return SlurmSection
+    return SECTIONS[location[0]] if location else PipelineConfig

@@ -41,7 +41,7 @@ from corpus_builder import artifact as corpora
 from corpus_builder.embed import embed_labels, load_text_encoder
 from corpus_builder.tables import with_embeddings
 from pipelines.augment import refuse_mirrored_classes
-from pipelines.config import PipelineConfig, check_config
+from pipelines.config import PipelineConfig, check_config, inputs_only
 from pipelines.errors import PipelineError
 from pipelines.feed import ClipFeed
 from pipelines.ledger import Ledger, sha256_of, write_text
@@ -51,7 +51,7 @@ from pipelines.tuned_encoder import TunedEncoder, write_clip
 from pipelines.tuned_labels import TunedLabels, label_tokens, new_text_prompts
 from pipelines.tuner import Progress, Tuner, load_state, save_state, seed_of
 from pipelines.tuning_config import TuneConfig
-from pipelines.workflow import OWN, Layout, Say, refuse_foreign, steps
+from pipelines.workflow import OWN, Layout, Say, refuse_foreign, steps, videos_of
 
 NAME = "finetuned"
 STATE_FOLDER = "tuning"
@@ -104,15 +104,15 @@ def inputs_of(run: Path, fresh: bool = False, label_set: str | None = None) -> I
         raise PipelineError(
             f"--labels {name}: {layout.config} has no such label set; it has {', '.join(config.labels)}"
         )
-    section = config.alignments
+    videos, root = videos_of(layout, None, config.alignments)
     return Inputs(
         layout.alignments,
         layout.corpus,
         layout.labels(name),
-        section.videos,
+        videos,
         config.model,
         config.pretrained,
-        section.videos_root,
+        root,
         layout.run(adapter) if adapter else None,
         config,
         name,
@@ -446,9 +446,8 @@ def embed_again(source: Path, out: Path, folder: Path, device: torch.device) -> 
 def _write_pipeline(session: Session, out: Path) -> None:
     """The config for `alt predict`, and for `alt run` to align anew; its corpus and labels count as made."""
     assert session.inputs.config is not None
-    raw = session.inputs.config.model_dump(mode="json", exclude_none=True)
-    for name in ("adapters", "evaluations", "report", "pretrained"):
-        raw.pop(name, None)
+    raw = inputs_only(session.inputs.config)
+    raw.pop("pretrained", None)
     raw["labels"] = {session.inputs.label_set: raw["labels"][session.inputs.label_set]}
     raw |= {"out": str(out.resolve()), "model": f"local-dir:{(out / 'clip').resolve()}"}
     raw["alignments"]["proportional_attention"] = session.config.proportional_attention

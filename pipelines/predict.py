@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.config import PipelineConfig, check_config
+from pipelines.config import PipelineConfig, check_config, inputs_only
 from pipelines.errors import PipelineError
 from pipelines.windows import Action, Windows, clock, timeline, windows_of
 from pipelines.workflow import CONFIG_FILE, Layout, Say, layout_of, refuse_foreign
@@ -348,15 +348,15 @@ def _own_config(asked: Asked) -> PipelineConfig:
         writer.writerows([clip.video_id, _seconds(clip)] for clip in asked.clips)
     if isinstance(using, ZeroShot):
         return zero_shot_config(using, labels, manifest, asked.root, work)
-    raw = using.config.model_dump(mode="json", exclude_none=True)
+    raw = inputs_only(using.config)
     raw["out"] = str(work)
     raw["labels"] = {"own": labels}
     templates = next(iter(using.config.labels.values())).templates
     if templates:
         raw["labels"]["own"]["templates"] = templates
     raw["alignments"] |= {"videos": str(manifest), "videos_root": str(asked.root)}
-    for key in ("adapters", "evaluations", "report"):
-        raw.pop(key, None)
+    for key in ("protocols", "splits", "launcher"):
+        raw["alignments"].pop(key, None)
     return check_config(raw, work, inputs=False)
 
 

@@ -1,15 +1,36 @@
 """The work of each step of ``alt run``: one call into a stage, and the sentence that says what came of it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from aligner.sources import split_part
-from pipelines.config import AdapterSection, EvaluationSection, LabelsSection, PipelineConfig, ReportSection
-from pipelines.errors import PipelineError
+from pipelines.config import (
+    AblationSection,
+    AdapterSection,
+    AlignmentsSection,
+    EvaluationSection,
+    LabelsSection,
+    PipelineConfig,
+    ProtocolSection,
+    ReportSection,
+    SlurmSection,
+)
+from pipelines.errors import PipelineError, Unfinished
+from pipelines.ledger import write_text
 from pipelines.windows import Action
-from pipelines.workflow import Layout, read_scores
+from pipelines.workflow import (
+    Layout,
+    all_alignments,
+    missing_file,
+    read_missing,
+    read_protocol,
+    read_scores,
+    videos_of,
+)
 
 
 def build_corpus(config: PipelineConfig, out: Path) -> str:
@@ -54,52 +75,90 @@ def build_labels(config: PipelineConfig, section: LabelsSection, out: Path) -> s
         config.pretrained,
         out,
         label_column=section.label_column,
-        templates=section.templates or (),
+        templates=section.prompts(),
         device=config.device,
+        precision=section.precision,
         force=True,
     )
     return f"{report.manifest['counts']['labels']} classes"
 
 
-def align(config: PipelineConfig, layout: Layout, corpus: Path | None = None, force: bool = False) -> str:
+def choose_videos(
+    config: PipelineConfig, layout: Layout, name: str | None, section: AlignmentsSection
+) -> str:
+    """Write the manifest of the videos that are on protocols' lists, or in some splits, and who is not there."""
+    manifest = layout.manifest(name)
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    missing: list[str] = []
+    if section.protocols:
+        from adapter.manifests import write_list_manifest
+
+        assert config.lists is not None
+        missing = write_list_manifest(section.protocols, config.lists, manifest, section.videos)["missing"]
+    counted = _in_splits(section, manifest if section.protocols else section.videos, manifest)
+    write_text(missing_file(manifest), "".join(f"{video}\n" for video in missing))
+    said = f"{counted} videos"
+    return (
+        f"{said}; {len(missing)} on the lists are not there ({missing_file(manifest)})" if missing else said
+    )
+
+
+def _in_splits(section: AlignmentsSection, videos: Path, out: Path) -> int:
+    """Write the videos of the section's splits, or all, to a manifest; returns how many there are."""
+    from aligner.plan import make_plan
+
+    plan = make_plan(videos, section.videos_per_shard, section.root)
+    wanted = None if section.splits is None else {*section.splits}
+    kept = [item for item in plan.items if wanted is None or wanted & {*(item.split or "").split("+")}]
+    if not kept:
+        raise PipelineError(f"no video is in the splits {', '.join(section.splits or ())}")
+    if inside := next((item for item in kept if item.offset is not None), None):
+        raise PipelineError(f"splits cannot choose from a tar, got {inside.video_id}; unpack it")
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label", "split", "seconds"])
+    writer.writerows([item.video_id, item.label, item.split, item.seconds] for item in kept)
+    write_text(out, text.getvalue())
+    return len(kept)
+
+
+def align(
+    config: PipelineConfig,
+    layout: Layout,
+    corpus: Path | None = None,
+    force: bool = False,
+    name: str | None = None,
+) -> str:
     """Align every video; an unfinished folder is continued, one made with other settings or videos begun anew.
 
-    ``corpus`` is another corpus than the layout's own.
+    ``corpus`` is another corpus than the layout's own, ``name`` that of test alignments.
+
+    Raises:
+        Unfinished: stopped by a signal, or a job array of it is at work.
     """
     from aligner import run
-    from aligner.config import AlignConfig, ChangedSettings
+    from aligner.config import ChangedSettings
     from aligner.progress import make_progress
 
-    section = config.alignments
-    settings = AlignConfig(
-        videos=section.videos,
-        videos_root=section.videos_root,
-        corpus=corpus or layout.corpus,
-        model=config.model,
-        pretrained=config.pretrained,
-        frames=section.frames,
-        **section.views(),
-        merge=section.merge,
-        top_k=section.top_k,
-        proportional_attention=section.proportional_attention,
-        dense=section.dense,
-        precision=section.precision,
-        store=section.store,
-        videos_per_shard=section.videos_per_shard,
-        decode_workers=section.decode_workers,
-        processes=section.processes,
-        device=config.device,
-        out=layout.alignments,
-        allow_changed_videos=True,
-        force=force,
-    )
+    section = config.test_alignments[name] if name else config.alignments
+    videos, root = videos_of(layout, name, section)
+    settings = section.settings(config, corpus or layout.corpus, layout.aligned(name), videos, root)
+    settings = replace(settings, force=force)
+    if section.launcher == "slurm":
+        from pipelines.cluster import fill_by_array
+
+        asked = section.slurm or SlurmSection.model_validate({})
+        fill_by_array(settings, asked, layout.root, name or "alignments")
+        settings = replace(settings, force=False)
     try:
         report = run.run(settings, lambda total: make_progress(total, quiet=False))
     except ChangedSettings:
         settings = replace(settings, force=True)
         report = run.run(settings, lambda total: make_progress(total, quiet=False))
+    if report.stopped:
+        raise Unfinished(f"alignments: {report.sentence()}")
     if not report.complete:
-        raise PipelineError(f"alignments: {report.sentence()}")
+        raise PipelineError(f"{report.sentence()}")
     return "; ".join([report.sentence(), *report.warnings])
 
 
@@ -137,7 +196,7 @@ def evaluate(config: PipelineConfig, layout: Layout, name: str, section: Evaluat
 
     result = evaluate_adapter(
         layout.run(name),
-        layout.alignments,
+        layout.aligned(section.alignments),
         layout.labels(section.labels),
         section.split,
         section.name,
@@ -150,6 +209,63 @@ def evaluate(config: PipelineConfig, layout: Layout, name: str, section: Evaluat
     if result["n_trained_on"]:
         said += f"; warning: {result['n_trained_on']} of these videos trained the model or chose its epoch"
     return said
+
+
+def run_protocol(config: PipelineConfig, layout: Layout, section: ProtocolSection) -> str:
+    """Score adapters by a published protocol; videos that its lists name and that are not there are counted."""
+    from adapter.scoring import run_and_keep
+
+    assert config.lists is not None
+    runs = [layout.run(name) for name in section.runs]
+    result = run_and_keep(
+        section.published,
+        runs,
+        config.lists,
+        layout.aligned(section.alignments),
+        layout.labels(section.labels),
+        layout.protocol(section.name),
+        config.device,
+    )
+    return protocol_sentence(result)
+
+
+def protocol_sentence(result: dict[str, Any]) -> str:
+    """What a protocol came to, in one line."""
+    lost = len({video for part in result["parts"] for video in (*part["missing"], *part["failed"])})
+    counted = f"{lost} listed videos missing or failed" if lost else "no listed video missing"
+    return f"{protocol_words(result['table'])}; {counted}"
+
+
+def protocol_words(table: dict[str, Any]) -> str:
+    """The figure of a protocol, as papers print it."""
+    top1 = table["top1"]
+    if "harmonic_mean" in top1:
+        base, novel = (100 * top1[half]["mean"] for half in ("base", "novel"))
+        return f"top-1 base {base:.1f}, novel {novel:.1f}, harmonic mean {100 * top1['harmonic_mean']:.1f}"
+    spread = f" ± {100 * top1['std']:.1f} over {top1['n']} {top1['over']}" if top1["over"] else ""
+    return f"top-1 {100 * top1['mean']:.1f}{spread}"
+
+
+def ablate(config: PipelineConfig, layout: Layout, section: AblationSection) -> str:
+    """The ablation table: forms, baselines and controls."""
+    from adapter.ablation import Data, choose_rows, standard_columns
+    from adapter.ablation import ablate as run_ablation
+    from adapter.artifact import ABLATION_TABLE
+
+    unseen = layout.labels(section.unseen) if section.unseen else None
+    result = run_ablation(
+        Data(layout.alignments, layout.labels(section.labels)),
+        layout.ablation,
+        standard_columns(
+            section.split, section.shots, unseen, section.unseen_split, section.blend, section.sensitivity
+        ),
+        choose_rows(section.rows),
+        range(section.seeds),
+        {"device": config.device, **section.options},
+        section.few_options,
+    )
+    sizes = f"{len(result['rows'])} rows, {len(result['columns'])} columns, {len(result['seeds'])} seeds"
+    return f"{sizes}: {layout.ablation / ABLATION_TABLE}"
 
 
 def report(
@@ -169,15 +285,17 @@ def report(
     assert section is not None
     evaluation = next(item for item in config.evaluations if item.name == section.evaluation)
     run = layout.run(section.adapter)
+    tested = config.test_alignments[evaluation.alignments] if evaluation.alignments else config.alignments
     drawn = Drawn(
-        layout.alignments,
+        layout.aligned(evaluation.alignments),
         run,
         layout.labels(evaluation.labels),
         run / predictions_name(section.evaluation),
-        config.alignments.videos_root or _videos_root(config.alignments.videos),
+        tested.root,
         out or layout.report,
         f"alt run {layout.config.name}",
         layout.config.read_text(encoding="utf-8"),
+        more_facts=missing_facts(config, layout),
     )
     title = f"{config.out.name}: {section.adapter} on {section.evaluation}"
     return draw_report(drawn, title, tables, section.videos, section.max_mb, config.device)
@@ -199,6 +317,7 @@ class Drawn:
     command: str
     config: str = ""
     actions: Sequence[Action] | None = None
+    more_facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def draw_report(
@@ -235,7 +354,7 @@ def draw_report(
         title=title,
         cards=cards,
         tables=tables,
-        facts=facts(manifest, alignments, drawn.run, drawn.labels, drawn.command),
+        facts=facts(manifest, alignments, drawn.run, drawn.labels, drawn.command) | {**drawn.more_facts},
         entities=pages.load_entities(alignments),
         notices=[*more_notices, *notices(manifest)],
         max_bytes=round(max_mb * 1e6),
@@ -279,8 +398,32 @@ def score_tables(config: PipelineConfig, layout: Layout) -> list[Any]:
     )
     blended = [item.name for item in config.evaluations if item.blend]
     note += f" Blended with zero-shot CLIP: {', '.join(blended)}." if blended else ""
-    return [Table("Results", ["model", *names], rows, note)]
+    found = [Table("Results", ["model", *names], rows, note)]
+    return found + [_protocol_table(layout, item.name) for item in config.protocols]
+
+
+def _protocol_table(layout: Layout, name: str) -> Any:
+    """A protocol's result as the table that papers print."""
+    from adapter.tabulate import table_of
+    from pipelines.report import Table
+
+    result = read_protocol(layout, name)
+    head, *rows = table_of(result)
+    note = f"{result['about']}. In %; missing: listed videos that are not there or failed."
+    return Table(
+        f"{result['protocol']}, version {result['version']}", list(head), [list(row) for row in rows], note
+    )
 
 
 def _percent(result: dict[str, Any] | None) -> float | None:
     return None if result is None else round(100 * result["top1"], 1)
+
+
+def missing_facts(config: PipelineConfig, layout: Layout) -> dict[str, str]:
+    """Listed videos that are not there, which no figure counts as right or wrong."""
+    found = {
+        name or "alignments": len(read_missing(layout.manifest(name)))
+        for name, section in all_alignments(config)
+        if section.protocols
+    }
+    return {"listed, not there": ", ".join(f"{name} {n}" for name, n in found.items())} if found else {}

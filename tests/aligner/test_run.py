@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from PIL import Image
 
 from aligner import artifact, decode, run
 from aligner.config import AlignerError, ChangedSettings
+from aligner.corpus import load_corpus
 from aligner.encoder import EncodedFrames, load_clip
 from aligner.engine import Stop
 from aligner.progress import Progress
@@ -549,3 +550,17 @@ def test_sigterm_stops_the_command_cleanly(
     found = status(out)
     assert found.shards["done"] >= 1 and set(found.shards) == {"done", "todo"}
     assert not list(out.glob(".*.tmp"))
+
+
+def test_merging_down_to_one_region_is_refused(settings: Callable, tiny_info: dict) -> None:
+    """The one region would be the frame itself."""
+    vision = {"image_size": 32, "layers": 5, "width": 32, "head_width": 16, "patch_size": 8}
+    text = {"context_length": 8, "vocab_size": 10, "width": 32, "heads": 2, "layers": 1}
+    deep = open_clip.CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text)
+    open_clip.model.set_model_preprocess_cfg(deep, asdict(open_clip.transform.PreprocessCfg(size=32)))
+    entities = load_corpus(settings().corpus)
+    for merge, regions in ((3, 2), (1, 11)):
+        tower, _, _ = run.fit_together(settings(merge=merge), entities, deep, tiny_info)
+        assert tower.regions == regions
+    with pytest.raises(AlignerError, match="--merge 16 leaves one region of 16 patches.*--merge auto"):
+        run.fit_together(settings(merge=16), entities, deep, tiny_info)

@@ -8,7 +8,7 @@ import yaml
 
 from pipelines.config import check_config, load_config
 from pipelines.errors import PipelineError
-from pipelines.template import TEMPLATE, write_template
+from pipelines.template import read_recipe, write_template
 
 
 def raw() -> dict[str, Any]:
@@ -131,7 +131,7 @@ def test_the_template_is_a_valid_config(tmp_path: Path) -> None:
     (tmp_path / "videos.csv").write_text("path,label\na.mp4,running\n")
     config = load_config(tmp_path / "alt.yaml")
     assert (config.model, config.pretrained) == ("ViT-B-16", "openai")
-    assert yaml.safe_load(TEMPLATE)["alignments"]["merge"] == 8
+    assert yaml.safe_load(read_recipe("own-data"))["alignments"]["merge"] == 8
     with pytest.raises(PipelineError, match="--force"):
         write_template(tmp_path / "alt.yaml")
 
@@ -171,14 +171,14 @@ def test_every_setting_of_the_corpus_reaches_its_stage(tmp_path: Path) -> None:
     }
     assert "corpus.deny: there is no" in problems(raw() | {"corpus": told}, inputs=True)
     wrong = raw() | {"corpus": {"labels": "labels.txt", "sources": ["lable"]}}
-    assert "corpus: --sources is 'lable'" in problems(wrong, inputs=True)
+    assert "corpus: sources is 'lable'" in problems(wrong, inputs=True)
 
 
 def test_views_that_the_aligner_refuses_are_found_before_anything_runs() -> None:
     for told, expected in (
-        ({"sampling": "dense"}, "alignments: --stride is for --sampling dense, which needs it"),
-        ({"crops": 2}, "alignments: --crops must be one of 1, 3"),
-        ({"sampling": "tsn", "clips": 2}, "alignments: --clips is not for --sampling tsn"),
+        ({"sampling": "dense"}, "alignments: stride is for sampling dense, which needs it"),
+        ({"crops": 2}, "alignments: crops must be one of 1, 3"),
+        ({"sampling": "tsn", "clips": 2}, "alignments: clips is not for sampling tsn"),
     ):
         changed = raw() | {"alignments": {"videos": "videos", **told}}
         with pytest.raises(PipelineError) as caught:
