@@ -1,10 +1,14 @@
-.PHONY: check test demo benchmarks tinyclip clean
+.PHONY: check test demo docs benchmarks tinyclip clean
 check:
 	ruff check . && ruff format --check . && mypy && python -m pytest -n 2
 test:
 	python -m pytest -n 2
 demo:
 	alt demo --out demo
+# The site, in out/site; first the parts of pages that are made from the code (pip install -r requirements/docs.txt).
+docs:
+	python -m docs.generate
+	python -m mkdocs build --strict
 benchmarks:
 	python -m benchmarks.toyworld --out out/benchmarks
 tinyclip:

@@ -17,6 +17,7 @@ from corpus_builder.options import (
     BodyParts,
     CaptionColumn,
     Captions,
+    Commands,
     Deny,
     Descriptions,
     Device,
@@ -53,8 +54,8 @@ from corpus_builder.options import (
 )
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Mine, disambiguate and embed a corpus of visual entities from action labels or captions.",
 )
@@ -70,7 +71,7 @@ def _show_version(shown: bool) -> bool:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Version.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Mine, disambiguate and embed a corpus of visual entities from action labels or captions."""

@@ -1,12 +1,14 @@
 """Options that commands share, and how a command ends on an error. No work, no heavy import."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from corpus_builder.config import CorpusConfig, CorpusError, split_sources
 
@@ -115,9 +117,35 @@ EntityText = Annotated[
     str, typer.Option("--entity-text", help="How {unit} and {description} make the text that is embedded.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Write into a folder that holds other things.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress lines.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 OutDir = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+
+# Newer versions of typer carry their own copy of click; this is the class in either.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+class Commands(TyperGroup):
+    """Wrong usage exits with 1: code 2 means "done, with failures" to the scripts that call us."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the options."""
+        with _usage_error_is_one():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with _usage_error_is_one():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _usage_error_is_one() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        setattr(error, "exit_code", 1)  # noqa: B010 - typed as a class variable
+        raise
 
 
 def plain_errors(command: Callable[..., None]) -> Callable[..., None]:

@@ -14,15 +14,16 @@ from pipelines.options import (
     EXIT_DONE_WITH_FAILURES,
     EXIT_NOT_DONE,
     AsJson,
+    Commands,
     Quiet,
 )
 from pipelines.options import errors as _errors
 from pipelines.options import say as _say
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
     help="Align before Adapt: recognise actions in video by aligning regions with named entities first.\n\n"
     "`alt demo` shows everything on drawn videos in a few minutes. `alt run` does the same for your data from one "
     "config; `alt finetune` tunes its CLIP and adapter together; `alt predict` applies a trained run to your own "

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from aligner.options import Commands as Commands
 from pipelines.errors import USER_ERRORS
 
 EXIT_DONE, EXIT_NOT_DONE, EXIT_DONE_WITH_FAILURES = 0, 1, 2
