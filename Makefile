@@ -10,7 +10,7 @@ docs:
 	python -m docs.generate
 	python -m mkdocs build --strict
 benchmarks:
-	python -m benchmarks.toyworld --out out/benchmarks
+	python -m benchmarks.run --all
 tinyclip:
 	python -m pipelines.toyworld.pretrain
 clean:
