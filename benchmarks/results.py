@@ -1,7 +1,7 @@
 """What a benchmark said, kept as JSON: its tables, and with which command, version and machine they were made.
 
-A benchmark prints Markdown tables, or an object of JSON a line; nothing else is asked of it. Small results that BENCHMARKS.md shows lie in
-``benchmarks/results``.
+A benchmark prints Markdown tables, or an object of JSON a line; nothing else is asked of it. Small results that
+BENCHMARKS.md shows lie in ``benchmarks/results``.
 """
 
 import importlib.metadata
