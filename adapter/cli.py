@@ -186,14 +186,14 @@ def predict_cli(
     topk: Annotated[int, typer.Option(help="Labels to list for each video.")] = 5,
     blend: Blend = 0.0,
     device: Device = "auto",
+    as_json: Json = False,
 ) -> None:
     """Predict every aligned video, labelled or not."""
     from adapter.evaluate import predict
 
     counts = predict(run, alignments, labels, out, topk, blend, device)
-    typer.echo(
-        f"{out}: {counts['predicted']} of {counts['planned']} videos predicted, {counts['failed']} failed"
-    )
+    words = f"{out}: {counts['predicted']} of {counts['planned']} videos predicted, {counts['failed']} failed"
+    typer.echo(json.dumps(counts | {"out": str(out)}, sort_keys=True) if as_json else words)
 
 
 @app.command("explain")

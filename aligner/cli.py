@@ -131,6 +131,16 @@ def _config(options: dict[str, Any], **changes: Any) -> AlignConfig:
     return AlignConfig(**{name: value for name, value in options.items() if name in names} | changes)
 
 
+def _refuse_absent(config: AlignConfig) -> None:
+    """A mistyped path is told before torch is imported, which takes seconds."""
+    from aligner.artifact import checked_manifest
+    from aligner.corpus import CONTRACT
+    from aligner.plan import refuse_absent
+
+    refuse_absent(str(config.videos))
+    checked_manifest(config.corpus, CONTRACT)
+
+
 def _warn(warnings: list[str]) -> None:
     for text in warnings:
         typer.echo(f"warning: {text}", err=True)
@@ -211,6 +221,7 @@ def run(
             raise AlignerError("give either --shards, or --num-shards and --shard-index")
         share = (1, 0) if shards else array_share(num_shards, shard_index, dict(os.environ))
         config = _config(locals(), num_shards=share[0], shard_index=share[1])
+        _refuse_absent(config)
         from aligner.run import run_and_report
 
         raise typer.Exit(run_and_report(config, quiet=quiet, as_json=as_json))
@@ -269,6 +280,7 @@ def plan(
         if corpus is None or model is None or out is None:
             raise AlignerError("aligner plan needs --corpus, --model and --out (or --dry-run to only count)")
         config = _config(locals())
+        _refuse_absent(config)
         from aligner.run import prepare, warnings_of
 
         job = prepare(config, only_plan=True)

@@ -71,8 +71,8 @@ def option_row(parameter: Any) -> str:
     options = [option for option in (*parameter.opts, *parameter.secondary_opts) if option.startswith("-")]
     names = options or [(parameter.metavar or parameter.name).upper()]
     words = " ".join((parameter.help or "").split())
-    told = re.search(r" \(default: ([^)]*)\)$", words)
-    words = words[: told.start()] if told else words
+    told = re.search(r" \(default: ([^)]*)\)\.?$", words)
+    words = f"{words[: told.start()].removesuffix('.')}." if told else words
     default = "required" if parameter.required else f"`{told[1]}`" if told else _default(parameter)
     cells = [", ".join(f"`{name}`" for name in names), _takes(parameter), default, words]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|').replace('<', '&lt;') for cell in cells)} |"

@@ -17,7 +17,7 @@ EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>'
 
 def pages() -> list[Path]:
     """Every page, in the order of the file system's names."""
-    found = (*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *(ROOT / "docs").rglob("*.md"))
+    found = (*ROOT.glob("*.md"), *ROOT.glob("[!.]*/README.md"), *(ROOT / "docs").rglob("*.md"))
     return sorted(set(found))
 
 

@@ -59,6 +59,7 @@ def demo_cli(
     seed: Annotated[int, typer.Option(help="Seed of the drawn videos and of training.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Do everything again.")] = False,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Draw videos, build a corpus, align, train, evaluate against baselines, and write a report to look at.
 
@@ -68,7 +69,7 @@ def demo_cli(
         from pipelines.demo import run_demo
 
         result = run_demo(out, size, seed, _say(quiet), force)
-    typer.echo(result.text())
+    typer.echo(json.dumps(asdict(result), default=str, sort_keys=True) if as_json else result.text())
 
 
 @app.command("run")

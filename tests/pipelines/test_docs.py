@@ -92,6 +92,25 @@ def options_of_benchmarks() -> set[str]:
     return {option for text in texts for option in re.findall(r'"(--[a-z-]+)"', text)}
 
 
+def test_no_help_is_taken_for_markup() -> None:
+    """Rich prints nothing of what stands in square brackets, as it takes that for a style."""
+    for name, command in commands():
+        for words in (command.help, *(parameter.help for parameter in command.params)):
+            assert "[" not in (words or ""), (name, words)
+
+
+def test_names_that_commands_share_mean_the_same() -> None:
+    """One sentence for an option that does the same everywhere; flags where there is nothing to switch off."""
+    same = {"--device": set(), "--json": set(), "--quiet": set()}
+    for _, command in commands():
+        for parameter in command.params:
+            for option in same.keys() & {*parameter.opts}:
+                same[option].add(parameter.help.partition(" (default")[0])
+            if parameter.opts[0] in ("--force", "--quiet", "--json", "--dry-run"):
+                assert parameter.is_flag and not parameter.secondary_opts
+    assert all(len(sentences) == 1 for sentences in same.values()), same
+
+
 def command_lines(page: Path) -> Iterator[str]:
     """Lines of shell: fenced blocks but those of other languages, and indented ones."""
     fenced = re.findall(r"^```(\w*)\n(.*?)^```", text_of(page), re.MULTILINE | re.DOTALL)
