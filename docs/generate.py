@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from docs.blocks import fill
 
@@ -91,6 +91,65 @@ def _default(parameter: Any) -> str:
     return "" if value in (None, (), []) or callable(value) else f"`{value}`"
 
 
+# ------------------------------------------------------------------ the config of alt run
+
+
+def config_tables(page: str) -> dict[str, str]:
+    """Every key of ``alt run``'s file, as ``pipelines/config.py`` checks it."""
+    from pipelines.config import PipelineConfig
+
+    parts = []
+    for key, section in _sections(PipelineConfig, ""):
+        about = _first_line(section)
+        rows = [_key_row(name, field) for name, field in section.model_fields.items()]
+        head = ["| key | takes | default | |", "|---|---|---|---|"]
+        parts += [f"## {f'`{key}`' if key else 'The file'}", about, "\n".join([*head, *rows])]
+    return {"config": "\n\n".join(parts)}
+
+
+def _first_line(section: Any) -> str:
+    return (section.__doc__ or "").strip().splitlines()[0].replace("``", "`")
+
+
+def _sections(section: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """A section and those inside it, by where they stand; in lists and mappings ``NAME`` stands for each."""
+    yield key, section
+    for name, field in section.model_fields.items():
+        inner = [part for part in _parts(field.annotation) if hasattr(part, "model_fields")]
+        among = ".NAME" if get_origin(field.annotation) in (dict, list) else ""
+        for part in inner:
+            yield from _sections(part, f"{key}.{name}{among}".removeprefix("."))
+
+
+def _parts(annotation: Any) -> list[Any]:
+    return [annotation] + [part for inner in get_args(annotation) for part in _parts(inner)]
+
+
+def _key_row(name: str, field: Any) -> str:
+    value = None if field.is_required() else field.get_default(call_default_factory=True)
+    empty = value is None or value in ([], {}) or hasattr(value, "model_fields")
+    shown = str(value).lower() if isinstance(value, bool) else value
+    default = "required" if field.is_required() else "" if empty else f"`{shown}`"
+    inner = [_first_line(part) for part in _parts(field.annotation) if hasattr(part, "model_fields")]
+    words = (field.description or " ".join(inner)).replace("|", chr(92) + "|").replace("<", "&lt;")
+    return f"| `{name}` | {_takes_words(field.annotation)} | {default} | {words} |"
+
+
+def _takes_words(annotation: Any) -> str:
+    inner = [part for part in get_args(annotation) if part is not type(None)]
+    if hasattr(annotation, "model_fields"):
+        return "a section, below"
+    if get_origin(annotation) is Literal:
+        return ", ".join(map(str, inner))
+    if get_origin(annotation) in (list, tuple):
+        return f"list: {_takes_words(inner[0])}"
+    if get_origin(annotation) is dict:
+        return f"by name: {_takes_words(inner[1])}"
+    if inner:
+        return " or ".join(dict.fromkeys(map(_takes_words, inner)))
+    return {bool: "true or false", **TYPES}.get(annotation, "text")
+
+
 # ------------------------------------------------------------------ protocols
 
 
@@ -169,6 +228,7 @@ def licence_table(page: str) -> dict[str, str]:
 
 PAGES: dict[str, Callable[[str], dict[str, str]]] = {
     "cli.md": command_pages,
+    "config.md": config_tables,
     "protocols.md": protocol_tables,
     "licences.md": licence_table,
 }

@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 AGAIN = "run `python -m docs.generate`"
 
 
-@pytest.mark.parametrize("name", ["cli.md", "protocols.md"])
+@pytest.mark.parametrize("name", ["cli.md", "config.md", "protocols.md"])
 def test_generated_parts_are_current(name: str) -> None:
-    """Every command, option and protocol is documented, as it is now."""
+    """Every command, option, key of a config and protocol is documented, as it is now."""
     page = (generate.DOCS / name).read_text(encoding="utf-8")
     assert fill(page, generate.PAGES[name](page)) == page, AGAIN
 
