@@ -282,3 +282,24 @@ def test_wrong_usage_is_not_done_in_every_program(program: str) -> None:
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 1, (program, arguments, result.output)
         assert "Usage" in result.output and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("alt fin", "finetune"),
+        ("aligner run --vid", "--videos\n--videos-per-shard\n--videos-root\n--video-seconds"),
+        ("adapter protocol man", "manifest"),
+        ("corpus-builder re", "re-embed\nreport"),
+    ],
+)
+def test_shells_complete_commands_and_options(typed: str, completed: str) -> None:
+    """What bash asks for at Tab, in the way that `--install-completion` sets up."""
+    from typer.testing import CliRunner
+
+    program = typed.split()[0]
+    app: Any = importlib.import_module(f"{PROGRAMS[program]}.cli").app
+    variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
+    asked = {variable: "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    result = CliRunner().invoke(app, [], env=asked, prog_name=program)
+    assert sorted(result.stdout.split()) == sorted(completed.split()), result.output
