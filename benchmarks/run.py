@@ -68,6 +68,8 @@ BENCHMARKS = {
         ("--folder", "/dev/shm/alt-million", "--videos", "200", "--videos-per-shard", "16"),
     ),
     "toyworld": Benchmark(quick=("--size", "tiny", "--seeds", "0", "--rows", "clip")),
+    "held_objects": Benchmark(quick=("--seeds", "0")),
+    "named": Benchmark(("--texts", "out/benchmarks/labels"), ("--texts", "out/benchmarks/labels")),
     "finetune": Benchmark(gpu=True),
     "gpu": Benchmark(gpu=True),
 }
