@@ -1,4 +1,4 @@
-.PHONY: check test demo picture benchmarks tinyclip clean
+.PHONY: check test demo docs picture benchmarks tinyclip clean
 check:
 	ruff check . && ruff format --check . && mypy && python -m pytest -n 2
 test:
@@ -7,8 +7,12 @@ demo:
 	alt demo --out demo
 picture:
 	python -m benchmarks.picture demo/report.html
+# The site, in out/site; first the parts of pages that are made from the code (pip install -r requirements/docs.txt).
+docs:
+	python -m docs.generate
+	python -m mkdocs build --strict
 benchmarks:
-	python -m benchmarks.toyworld --out out/benchmarks
+	python -m benchmarks.run --all
 tinyclip:
 	python -m pipelines.toyworld.pretrain
 clean:

@@ -10,12 +10,12 @@ from adapter import __version__
 from adapter.cli_ablate import ablate_cli
 from adapter.cli_protocols import app as protocol_app
 from adapter.config import AdapterError, combine, help_of, make_settings, parse_assignments, read_config
-from adapter.options import friendly
+from adapter.options import Commands, friendly
 
 app = typer.Typer(
     name="adapter",
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -104,9 +104,9 @@ def train_cli(
         ),
     ] = "auto",
     force: Annotated[
-        bool, typer.Option(help="Replace a run that is there already, finished or not.")
+        bool, typer.Option("--force", help="Replace a run that is there already, finished or not.")
     ] = False,
-    quiet: Annotated[bool, typer.Option(help="No line for each epoch.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train a model on cached alignments.
@@ -188,6 +188,7 @@ def predict_cli(
     topk: Annotated[int, typer.Option(help="Labels to list for each video.")] = 5,
     blend: Blend = 0.0,
     device: Device = "auto",
+    as_json: Json = False,
 ) -> None:
     """Predict every aligned video, labelled or not."""
     from adapter.evaluate import predict
@@ -195,9 +196,8 @@ def predict_cli(
 
     counts = predict(run, alignments, labels, out, topk, blend, device)
     if leads():
-        typer.echo(
-            f"{out}: {counts['predicted']} of {counts['planned']} videos predicted, {counts['failed']} failed"
-        )
+        words = f"{out}: {counts['predicted']} of {counts['planned']} videos predicted, {counts['failed']} failed"
+        typer.echo(json.dumps(counts | {"out": str(out)}, sort_keys=True) if as_json else words)
 
 
 @app.command("explain")

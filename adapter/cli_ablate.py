@@ -46,6 +46,7 @@ def ablate_cli(
     few: Annotated[
         list[str] | None, typer.Option("--few", help="Option of few-shot runs, NAME=VALUE; repeatable.")
     ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compare the paper's forms, baselines and controls: one table, several seeds, paired tests.
@@ -63,6 +64,6 @@ def ablate_cli(
         range(seeds),
         parse_assignments(assign or []),
         parse_assignments(few or []),
-        lambda line: typer.echo(line, err=True),
+        (lambda line: None) if quiet else (lambda line: typer.echo(line, err=True)),
     )
     typer.echo(json.dumps(result, sort_keys=True) if as_json else "\n".join(ablation_words(result)))

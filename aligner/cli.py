@@ -2,50 +2,22 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from aligner import __version__
 from aligner.cli_slurm import app as slurm_app
 from aligner.cli_store import app as store_app
 from aligner.config import EXIT_NOT_DONE, AlignConfig, AlignerError, array_share, parse_merge
-from aligner.options import AsJson, Folder, Quiet, RetryPoisoned, VideoSeconds, Workers, errors
-
-# Newer versions of typer carry their own copy of click; this is the class in either.
-_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-
-
-class _Group(TyperGroup):
-    """Wrong usage exits with 1: code 2 means "done, with failed videos" to the scripts that call us."""
-
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        with _usage_error_is_one():
-            return super().make_context(*args, **kwargs)
-
-    def invoke(self, ctx: Any) -> Any:
-        with _usage_error_is_one():
-            return super().invoke(ctx)
-
-
-@contextmanager
-def _usage_error_is_one() -> Iterator[None]:
-    try:
-        yield
-    except _UsageError as error:
-        setattr(error, "exit_code", EXIT_NOT_DONE)  # noqa: B010 - typed as a class variable
-        raise
-
+from aligner.options import AsJson, Commands, Folder, Quiet, RetryPoisoned, VideoSeconds, Workers, errors
 
 app = typer.Typer(
-    cls=_Group,
+    cls=Commands,
     help="Align the regions of video frames with the entities of a corpus, once, for a frozen CLIP.",
-    no_args_is_help=False,
+    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
@@ -159,6 +131,16 @@ def _config(options: dict[str, Any], **changes: Any) -> AlignConfig:
     return AlignConfig(**{name: value for name, value in options.items() if name in names} | changes)
 
 
+def _refuse_absent(config: AlignConfig) -> None:
+    """A mistyped path is told before torch is imported, which takes seconds."""
+    from aligner.artifact import checked_manifest
+    from aligner.corpus import CONTRACT
+    from aligner.plan import refuse_absent
+
+    refuse_absent(str(config.videos))
+    checked_manifest(config.corpus, CONTRACT)
+
+
 def _warn(warnings: list[str]) -> None:
     for text in warnings:
         typer.echo(f"warning: {text}", err=True)
@@ -239,6 +221,7 @@ def run(
             raise AlignerError("give either --shards, or --num-shards and --shard-index")
         share = (1, 0) if shards else array_share(num_shards, shard_index, dict(os.environ))
         config = _config(locals(), num_shards=share[0], shard_index=share[1])
+        _refuse_absent(config)
         from aligner.run import run_and_report
 
         raise typer.Exit(run_and_report(config, quiet=quiet, as_json=as_json))
@@ -297,6 +280,7 @@ def plan(
         if corpus is None or model is None or out is None:
             raise AlignerError("aligner plan needs --corpus, --model and --out (or --dry-run to only count)")
         config = _config(locals())
+        _refuse_absent(config)
         from aligner.run import prepare, warnings_of
 
         job = prepare(config, only_plan=True)
@@ -332,8 +316,10 @@ def check_videos(
         Path | None, typer.Option("--out", help="Also write a report: .csv, .parquet or .json.")
     ] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Decode every frame, not only the first.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Files that are read at the same time.")] = 2,
-    limit_s: Annotated[float, typer.Option(min=0.1, help="Seconds after which a file is given up.")] = 60.0,
+    decode_workers: Annotated[int, typer.Option(min=1, help="Files that are read at the same time.")] = 2,
+    video_seconds: Annotated[
+        float, typer.Option(min=0.1, help="Give up a video that takes longer to read.")
+    ] = 60.0,
     frame_rate: FrameRate = AlignConfig.frame_rate,
     videos_root: Root = None,
     allow_outside_root: OutsideRoot = False,
@@ -353,8 +339,8 @@ def check_videos(
             make_plan(videos, 1, videos_root, allow_outside_root, frame_rate),
             report,
             deep=deep,
-            workers=workers,
-            limit_s=limit_s,
+            workers=decode_workers,
+            limit_s=video_seconds,
             quiet=quiet,
             as_json=as_json,
         )

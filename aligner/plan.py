@@ -248,6 +248,12 @@ def make_plan(
     return Plan(root, *placed, counted, columns, frame_rate=frame_rate, urls=urls)
 
 
+def refuse_absent(videos: str) -> None:
+    """Raise AlignerError where a path, or a pattern, is nothing that is there; an address is believed."""
+    if not (is_url(videos) or Path(videos).exists() or glob.glob(os.path.abspath(videos), recursive=True)):
+        raise AlignerError(f"--videos {videos} does not exist; give a folder of videos, tars or a manifest")
+
+
 def _root(videos: Path, root: Path | str | None) -> Path | str:
     if root is None:
         return videos if videos.is_dir() else videos.parent
@@ -261,8 +267,7 @@ def _local_rows(videos: Path, name: str, ignored: Counter[str]) -> tuple[list[Ro
         return [row._replace(path=below + row.path) for row in _scan(videos, ignored)], ()
     if not videos.exists() and (matches := sorted(glob.glob(str(videos), recursive=True))):
         return [row for match in matches for row in _rows_of_file(Path(match), Row(match), ignored)], ()
-    if not videos.exists():
-        raise AlignerError(f"--videos {name} does not exist; give a folder of videos, tars or a manifest")
+    refuse_absent(name)
     if videos.suffix.lower() == ".tar":
         return _rows_of_file(videos, Row(str(videos)), ignored), ()
     return read_manifest(videos)

@@ -17,6 +17,7 @@ from corpus_builder.options import (
     BodyParts,
     CaptionColumn,
     Captions,
+    Commands,
     Deny,
     Descriptions,
     Device,
@@ -50,11 +51,12 @@ from corpus_builder.options import (
     make_say,
     mining,
     plain_errors,
+    tell,
 )
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Mine, disambiguate and embed a corpus of visual entities from action labels or captions.",
 )
@@ -70,7 +72,7 @@ def _show_version(shown: bool) -> bool:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Version.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Mine, disambiguate and embed a corpus of visual entities from action labels or captions."""
@@ -100,6 +102,7 @@ def mine_cli(
     deny: Deny = None,
     processes: Processes = 1,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find the entities of labels and captions, with their WordNet senses. Needs no CLIP."""
     config, inputs = mining(locals())
@@ -111,7 +114,10 @@ def mine_cli(
     report = build.mine_corpus(inputs, config, make_say(quiet), processes=processes, work=work)
     artifact.write_mined(out, artifact.table_of(build.mined_rows(report), artifact.MINED_SCHEMA))
     clear_work(work)
-    make_say(quiet)(json.dumps(report.counts, indent=2))
+    if as_json:
+        typer.echo(json.dumps(report.counts))
+    else:
+        make_say(quiet)(json.dumps(report.counts, indent=2))
 
 
 @app.command("build")
@@ -148,6 +154,7 @@ def build_cli(
     precision: Precision = "fp32",
     force: Force = False,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Mine entities, embed them with a CLIP text tower, and write the corpus with its FAISS index."""
     config, inputs = mining(locals())
@@ -158,9 +165,7 @@ def build_cli(
         inputs, config, model, pretrained, out, device=device, processes=processes, force=force, say=say
     )
     say(json.dumps(report.manifest["counts"] | {"seconds": report.seconds}, indent=2))
-    typer.echo(
-        f"{out}: {report.manifest['entities']} entities, fingerprint {report.manifest['fingerprint'][:12]}"
-    )
+    tell(out, report.manifest, as_json)
 
 
 @app.command("labels")
@@ -177,6 +182,7 @@ def labels_cli(
     precision: Precision = "fp32",
     force: Force = False,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Embed class names, averaged over prompt templates, so that training and prediction need no CLIP."""
     from corpus_builder import build
@@ -198,9 +204,7 @@ def labels_cli(
         force=force,
         say=make_say(quiet),
     )
-    typer.echo(
-        f"{out}: {report.manifest['labels']} labels, fingerprint {report.manifest['fingerprint'][:12]}"
-    )
+    tell(out, report.manifest, as_json)
 
 
 @app.command("inspect")

@@ -38,6 +38,7 @@ from corpus_builder.options import (
     make_say,
     mining,
     plain_errors,
+    tell,
 )
 
 app = typer.Typer()
@@ -171,7 +172,7 @@ def random_cli(
     pretrained: Pretrained = None,
     size: Annotated[
         int | None,
-        typer.Option("--size", help="How many nouns [default: as many as the first --not-in has]."),
+        typer.Option("--size", help="How many nouns (default: as many as the first --not-in has)."),
     ] = None,
     not_in: Annotated[
         list[Path] | None,
@@ -186,6 +187,7 @@ def random_cli(
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a corpus of random nouns of WordNet, to compare a true one with."""
     config = CorpusConfig(size=size, index=index)
@@ -204,7 +206,7 @@ def random_cli(
         force=force,
         say=make_say(quiet),
     )
-    _tell(out, manifest)
+    tell(out, manifest, as_json)
 
 
 @app.command("import")
@@ -217,7 +219,7 @@ def import_cli(
     out: OutDir,
     pretrained: Pretrained = None,
     column: Annotated[
-        str | None, typer.Option("--column", help="Column with the words [default: word, name, label ...].")
+        str | None, typer.Option("--column", help="Column with the words (default: word, name, label ...).")
     ] = None,
     senses: Annotated[bool, typer.Option("--senses/--no-senses", help="Look words up in WordNet.")] = True,
     strategy: Strategy = "extended",
@@ -231,6 +233,7 @@ def import_cli(
     device: Device = "auto",
     force: Force = False,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a corpus of a plain list of words: phrases, synsets, ImageNet ids, with or without descriptions."""
     config = CorpusConfig(
@@ -257,11 +260,7 @@ def import_cli(
         force=force,
         say=make_say(quiet),
     )
-    _tell(out, manifest)
-
-
-def _tell(out: Path, manifest: dict[str, Any]) -> None:
-    typer.echo(f"{out}: {manifest['entities']} entities, fingerprint {manifest['fingerprint'][:12]}")
+    tell(out, manifest, as_json)
 
 
 def _comparison(told: dict[str, Any]) -> list[str]:

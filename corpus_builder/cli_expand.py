@@ -28,7 +28,7 @@ Mined = Annotated[
 ]
 Most = Annotated[int, typer.Option("--most", min=1, help="Cues of each sort.")]
 Cache = Annotated[
-    Path | None, typer.Option("--cache", help="SQLite file of replies [default: beside --out].")
+    Path | None, typer.Option("--cache", help="SQLite file of replies (default: beside --out).")
 ]
 OutFile = Annotated[
     Path,

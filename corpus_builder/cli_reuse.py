@@ -7,15 +7,21 @@ from typing import Annotated
 
 import typer
 
-from corpus_builder.options import AsJson, Device, Force, Model, OutDir, Precision, Pretrained, plain_errors
+from corpus_builder.options import (
+    AsJson,
+    Device,
+    Force,
+    Model,
+    OutDir,
+    Precision,
+    Pretrained,
+    plain_errors,
+    tell,
+)
 
 app = typer.Typer()
 Corpus = Annotated[Path, typer.Argument(help="Corpus folder.", metavar="CORPUS")]
 Other = Annotated[Path, typer.Argument(help="Another corpus folder.", metavar="OTHER")]
-
-
-def _tell(out: Path, manifest: dict) -> None:
-    typer.echo(f"{out}: {manifest['entities']} entities, fingerprint {manifest['fingerprint'][:12]}")
 
 
 @app.command("search")
@@ -53,7 +59,7 @@ def export_cli(
     corpus: Corpus,
     out: Annotated[Path, typer.Option("--out", help="File (.csv, .jsonl) or, for hf, folder to write.")],
     form: Annotated[
-        str | None, typer.Option("--format", help="csv, jsonl or hf [default: by the suffix of --out].")
+        str | None, typer.Option("--format", help="csv, jsonl or hf (default: by the suffix of --out).")
     ] = None,
     embeddings: Annotated[
         bool, typer.Option("--embeddings", help="Write the vectors too; hf always does.")
@@ -80,14 +86,17 @@ def merge_cli(
     others: Annotated[list[Path], typer.Argument(help="Other corpus folders.", metavar="OTHER...")],
     out: OutDir,
     force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Unite corpora of one model; entities of one key become one."""
     from corpus_builder import reuse
 
     manifest = reuse.merge([corpus, *others], out, force=force)
-    _tell(out, manifest)
+    tell(out, manifest, as_json)
     counts = manifest["counts"]
-    typer.echo(f"{counts['united']} united, of which {counts['texts_differed']} had another text")
+    typer.echo(
+        f"{counts['united']} united, of which {counts['texts_differed']} had another text", err=as_json
+    )
 
 
 @app.command("subset")
@@ -113,6 +122,7 @@ def subset_cli(
     min_count: Annotated[int, typer.Option("--min-count", help="Keep what is mentioned so often.")] = 0,
     top: Annotated[int | None, typer.Option("--top", help="Keep the so many mentioned most.")] = None,
     force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Keep the entities that meet every condition given."""
     from corpus_builder import reuse
@@ -121,7 +131,7 @@ def subset_cli(
         labels, entities, tuple(kind or ()), tuple(source or ()), tuple(lexname or ()), min_count, top
     )
     manifest = reuse.subset(corpus, out, selection, force=force)
-    _tell(out, manifest)
+    tell(out, manifest, as_json)
     if missing := manifest["counts"]["not_found"]:
         typer.echo(f"{len(missing)} asked for are not in '{corpus}', the first is '{missing[0]}'", err=True)
 
@@ -136,12 +146,13 @@ def re_embed_cli(
     device: Device = "auto",
     precision: Precision = "fp32",
     force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Embed the same entities, under the same ids, with another CLIP."""
     from corpus_builder import reuse
 
     told = reuse.re_embed(corpus, out, model, pretrained, device=device, precision=precision, force=force)
-    _tell(out, told)
+    tell(out, told, as_json)
 
 
 @app.command("diff")

@@ -1,12 +1,15 @@
 """Options that commands share, and how a command ends on an error. No work, no heavy import."""
 
 import functools
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from corpus_builder.config import CorpusConfig, CorpusError, split_sources
 
@@ -28,10 +31,10 @@ Descriptions = Annotated[
 ]
 LabelColumn = Annotated[
     str | None,
-    typer.Option("--label-column", help="Column of a CSV with the names [default: name or label]."),
+    typer.Option("--label-column", help="Column of a CSV with the names (default: name or label)."),
 ]
 CaptionColumn = Annotated[
-    str | None, typer.Option("--caption-column", help="Column with the captions [default: caption or text].")
+    str | None, typer.Option("--caption-column", help="Column with the captions (default: caption or text).")
 ]
 SpacyModel = Annotated[str, typer.Option("--spacy-model", help="Installed spaCy pipeline, or a path to one.")]
 Taggers = Annotated[
@@ -45,7 +48,7 @@ Strategy = Annotated[
 ]
 SenseModel = Annotated[
     str | None,
-    typer.Option("--sense-model", help="Model of --strategy clip or t5 [default: the build's own]."),
+    typer.Option("--sense-model", help="Model of --strategy clip or t5 (default: the build's own)."),
 ]
 SensePretrained = Annotated[str | None, typer.Option("--sense-pretrained", help="Its weights, for clip.")]
 BodyParts = Annotated[bool, typer.Option("--body-parts/--no-body-parts", help="Add the parts of the body.")]
@@ -59,13 +62,13 @@ Sources = Annotated[
     str | None,
     typer.Option(
         "--sources",
-        help="What makes entities, with commas: label, caption, expansion, related, body_part [default: all].",
+        help="What makes entities, with commas: label, caption, expansion, related, body_part (default: all).",
     ),
 ]
 Size = Annotated[
     int | None,
     typer.Option(
-        "--size", help="Entities to keep: those of labels first, then the most mentioned [default: all]."
+        "--size", help="Entities to keep: those of labels first, then the most mentioned (default: all)."
     ),
 ]
 MinCount = Annotated[int, typer.Option("--min-count", help="Captions an entity must be found in.")]
@@ -81,11 +84,11 @@ Deny = Annotated[Path | None, typer.Option("--deny", help="Text file: phrases an
 Index = Annotated[str, typer.Option("--index", help="FAISS index: flat (exact), ivf, hnsw, or auto by size.")]
 MergeAbove = Annotated[
     float | None,
-    typer.Option("--merge-above", help="Cosine from which two entities are one [default: never]."),
+    typer.Option("--merge-above", help="Cosine from which two entities are one (default: never)."),
 ]
 NltkData = Annotated[
     Path | None,
-    typer.Option("--nltk-data", help="NLTK data folder with WordNet [default: NLTK's own search path]."),
+    typer.Option("--nltk-data", help="NLTK data folder with WordNet (default: NLTK's own search path)."),
 ]
 Model = Annotated[
     str, typer.Option("--model", help="open_clip name (ViT-B-16), hf-hub:ORG/REPO or local-dir:PATH.")
@@ -115,9 +118,35 @@ EntityText = Annotated[
     str, typer.Option("--entity-text", help="How {unit} and {description} make the text that is embedded.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Write into a folder that holds other things.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress lines.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 OutDir = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+
+# Newer versions of typer carry their own copy of click; this is the class in either.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+class Commands(TyperGroup):
+    """Wrong usage exits with 1: code 2 means "done, with failures" to the scripts that call us."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the options."""
+        with _usage_error_is_one():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with _usage_error_is_one():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _usage_error_is_one() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        setattr(error, "exit_code", 1)  # noqa: B010 - typed as a class variable
+        raise
 
 
 def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -140,6 +169,13 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(1) from None
 
     return wrapped
+
+
+def tell(out: Path, manifest: Mapping[str, Any], as_json: bool) -> None:
+    """What was written: a line, or the manifest."""
+    unit = "labels" if manifest["artifact"] == "labels" else "entities"
+    line = f"{out}: {manifest[unit]} {unit}, fingerprint {manifest['fingerprint'][:12]}"
+    typer.echo(json.dumps(manifest) if as_json else line)
 
 
 def make_say(quiet: bool) -> Callable[[str], None]:

@@ -17,15 +17,16 @@ from pipelines.options import (
     EXIT_DONE_WITH_FAILURES,
     EXIT_NOT_DONE,
     AsJson,
+    Commands,
     Quiet,
 )
 from pipelines.options import errors as _errors
 from pipelines.options import say as _say
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
     help="Align before Adapt: recognise actions in video by aligning regions with named entities first.\n\n"
     "`alt demo` shows everything on drawn videos in a few minutes. `alt run` does the same for your data from one "
     "config; `alt report` draws what came of it; `alt finetune` tunes its CLIP and adapter together; `alt predict` "
@@ -61,6 +62,7 @@ def demo_cli(
     seed: Annotated[int, typer.Option(help="Seed of the drawn videos and of training.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Do everything again.")] = False,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Draw videos, build a corpus, align, train, evaluate against baselines, and write a report to look at.
 
@@ -70,7 +72,7 @@ def demo_cli(
         from pipelines.demo import run_demo
 
         result = run_demo(out, size, seed, _say(quiet), force)
-    typer.echo(result.text())
+    typer.echo(json.dumps(asdict(result), default=str, sort_keys=True) if as_json else result.text())
 
 
 @app.command("run")

@@ -92,7 +92,9 @@ def finetune_cli(
         typer.Option("--set", help="NAME=VALUE: any other option of the adapter. Repeatable."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of order, pictures, noise and new weights.")] = _D.seed,
-    save_steps: Annotated[int, typer.Option(help="Steps between two saved states.")] = _D.save_steps,
+    save_steps: Annotated[
+        int, typer.Option("--save-every", help="Steps between two saved states.")
+    ] = _D.save_steps,
     decode_workers: Annotated[int, typer.Option(help="Processes that decode ahead.")] = _D.decode_workers,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = _D.device,
     force: Annotated[bool, typer.Option("--force", help="Begin anew what is in --out.")] = False,

@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
+from aligner.options import Commands as Commands
 from pipelines.errors import USER_ERRORS
 
 EXIT_DONE, EXIT_NOT_DONE, EXIT_DONE_WITH_FAILURES = 0, 1, 2
 EXIT_INTERRUPTED = 130  # as shells say it of Ctrl-C
 
-Quiet = Annotated[bool, typer.Option("--quiet", help="Only errors and the result.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

@@ -55,6 +55,8 @@ def test_train_eval_predict_explain_in_a_row(tmp_path, data):
     assert "54 of these videos trained the model" in call("eval", run, *data, "--split", "all").output
     done = call("predict", run, *data, "--out", tmp_path / "p.csv")
     assert done.exit_code == 0 and "72 of 72 videos predicted, 0 failed" in done.output
+    told = json.loads(call("predict", run, *data, "--out", tmp_path / "p.csv", "--json").stdout)
+    assert (told["planned"], told["predicted"], told["failed"]) == (72, 72, 0)
     done = call("explain", run, *data, "--out", tmp_path / "e.json", "--max-videos", "2", "--attention")
     assert done.exit_code == 0 and len(json.loads((tmp_path / "e.json").read_text())) == 2
     assert "; frames " in done.output and "2 videos explained" in done.output

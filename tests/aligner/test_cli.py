@@ -1,6 +1,7 @@
 """The commands as users and scripts call them: exit codes, messages, bad input, quick help."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -251,3 +252,21 @@ def test_run_and_plan_agree_on_every_setting(call: Callable, options: list, tmp_
     given[given.index("--batch-frames") + 1] = 9
     assert call("run", *given, "--device", "cpu", "--quiet").exit_code == 0
     assert artifact.read_manifest(tmp_path / "out")["config"] == written
+
+
+def test_a_mistyped_path_is_told_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    for videos, wanted in (
+        ("gone", "--videos gone does not exist"),
+        (".", "--corpus none needs manifest.json"),
+    ):
+        options = ["--videos", videos, "--corpus", "none", "--model", "ViT-B-16", "--out", "out"]
+        code = (
+            f"import sys\nfrom aligner.cli import app\ntry:\n    app(['run', *{options!r}])\n"
+            "except SystemExit as end:\n    assert end.code == 1\nassert 'torch' not in sys.modules"
+        )
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and wanted in done.stderr, done.stderr

@@ -149,3 +149,13 @@ def test_missing_spacy_pipeline_names_the_command(shared, tmp_path):
     )  # fmt: skip
     assert done.exit_code == 1
     assert "python -m spacy download en_core_web_nothing" in done.stderr and "--taggers nltk" in done.stderr
+
+
+def test_json_is_the_manifest(tmp_path, tiny_clip):
+    (tmp_path / "l.txt").write_text("riding camel\nzumba\n")
+    out = tmp_path / "labels"
+    done = run(
+        "labels", "--labels", tmp_path / "l.txt", "--model", tiny_clip, "--out", out, "--quiet", "--json"
+    )
+    assert done.exit_code == 0 and done.stderr == "", done.stderr
+    assert json.loads(done.stdout) == json.loads((out / "manifest.json").read_text())

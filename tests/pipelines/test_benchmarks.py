@@ -1,0 +1,71 @@
+"""BENCHMARKS.md shows the stored results, and every benchmark can be called as the runner calls it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import results, run
+
+ROOT = Path(__file__).resolve().parents[2]
+CELL = st.text(st.characters(whitelist_categories=("L", "N"), whitelist_characters=" -.%+"), max_size=8).map(
+    str.strip
+)
+
+
+def test_the_page_is_its_rendering() -> None:
+    page = run.PAGE.read_text(encoding="utf-8")
+    assert run.rendered(page, run.stored()) == page, "run `python -m benchmarks.run`"
+
+
+def test_a_result_that_no_block_shows_is_an_error() -> None:
+    page = run.PAGE.read_text(encoding="utf-8").replace("<!-- generated: speed -->", "")
+    with pytest.raises(SystemExit, match="no block"):
+        run.rendered(page, run.stored())
+
+
+@given(
+    st.integers(1, 4).flatmap(
+        lambda n: st.lists(st.lists(CELL, min_size=n, max_size=n), min_size=1, max_size=4)
+    )
+)
+def test_tables_are_read_from_what_a_benchmark_prints(rows: list[list[str]]) -> None:
+    """Between other lines, and two of them one after the other."""
+    table = results.Table([f"{cell}x" for cell in rows[0]], rows[1:])
+    assert results.tables_of(f"loading\n{table.text()}\n\n{table.text()}\ndone") == [table, table]
+
+
+def test_a_result_survives_its_file_and_names_no_machine_s_path(tmp_path: Path) -> None:
+    command = results.shown_command(
+        "benchmarks.x", ["--out", str(tmp_path / "deep" / "name"), "--rounds", "3"]
+    )
+    assert command == "python -m benchmarks.x --out name --rounds 3"
+    made = results.made_now("x", command, "| a | b |\n|---|---|\n| 1 | 2 |\n")
+    assert results.read_result(made.write(tmp_path)) == made
+    assert results.tables_of('{"a": 1}\n{"a": 2}\n') == [results.Table(["a"], [["1"], ["2"]])]
+    assert made.tables == [results.Table(["a", "b"], [["1", "2"]])] and made.packages["torch"]
+    for path in results.FOLDER.glob("*.json"):
+        assert not re.search(r"/(home|root|tmp|Users)/", path.read_text()), path.name
+
+
+def test_the_runner_knows_every_benchmark_and_its_options() -> None:
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"__init__", "results", "run"}
+    assert scripts == run.BENCHMARKS.keys()
+    for name, benchmark in run.BENCHMARKS.items():
+        text = (ROOT / "benchmarks" / f"{name}.py").read_text(encoding="utf-8")
+        for option in (*benchmark.usual, *benchmark.quick):
+            if option.startswith("--"):  # typer makes options of parameters
+                assert f'"{option}"' in text or f"    {option[2:].replace('-', '_')}: Annotated[" in text, (
+                    name,
+                    option,
+                )
+
+
+def test_what_is_quick_is_not_kept() -> None:
+    command = [sys.executable, "-m", "benchmarks.run", "--only", "speed", "--quick", "--keep"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "leave out one of" in done.stderr
