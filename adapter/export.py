@@ -30,7 +30,7 @@ OUTPUTS = ("logits", "z")
 # Free sizes by name, and the size of each in the batch that is traced; no two alike, none 0 or 1.
 SIZES = {"videos": 3, "tokens": 5, "topk": 4, "entities": 41, "labels": 7}
 TOLERANCE = 1e-4
-INPUTS = {
+INPUTS: dict[str, tuple[str, tuple[str | int, ...], str]] = {
     "embeddings": (
         "float32",
         ("videos", "frames", "tokens", "dim"),

@@ -72,7 +72,7 @@ class Model:
         return () if self.run is None else tuple(open_run(self.run).train_labels)
 
     @overload
-    def predict(
+    def predict(  # type: ignore[overload-overlap] # a name is a sequence of names to the checker
         self,
         videos: Videos,
         labels: Sequence[str] | None = None,
