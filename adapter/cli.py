@@ -196,7 +196,9 @@ def predict_cli(
 
     counts = predict(run, alignments, labels, out, topk, blend, device)
     if leads():
-        words = f"{out}: {counts['predicted']} of {counts['planned']} videos predicted, {counts['failed']} failed"
+        words = (
+            f"{out}: {counts['predicted']} of {counts['planned']} videos predicted, {counts['failed']} failed"
+        )
         typer.echo(json.dumps(counts | {"out": str(out)}, sort_keys=True) if as_json else words)
 
 
