@@ -62,12 +62,14 @@ class Wandb:
             import wandb
         except ImportError:
             raise _absent("wandb") from None
+        # wandb's own environment variable; its types know four words, and it says itself what it makes of others.
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "alt-adapter"),
             name=out.name,
             id=hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16],
             resume="allow",
-            mode=os.environ.get("WANDB_MODE", "offline"),
+            mode=mode,
             config=dict(config),
         )
 
