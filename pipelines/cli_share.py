@@ -57,7 +57,10 @@ def push_cli(
 
 def pull_cli(
     repo: Annotated[
-        str, typer.Argument(help="[datasets/]OWNER/NAME[@REVISION][/FOLDER], with or without hf://.")
+        str,
+        typer.Argument(
+            help="OWNER/NAME or datasets/OWNER/NAME, with @REVISION and /FOLDER where wanted, with or without hf://."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to make.")],
     quiet: Quiet = False,

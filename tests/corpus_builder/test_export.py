@@ -178,7 +178,7 @@ def test_the_card_names_inputs_losses_and_random_weights(plain_corpus, tmp_path)
 def test_size_categories_are_the_hub_s(size, category):
     from corpus_builder.card import _front_matter
 
-    assert front_matter(_front_matter(size))["size_categories"] == [category]
+    assert front_matter(_front_matter(size, "data/*.parquet"))["size_categories"] == [category]
 
 
 def test_the_same_corpus_gives_the_same_bytes_wherever_it_lies(corpus, plain_corpus, tmp_path):

@@ -20,7 +20,7 @@ def test_the_demo_shows_its_controls_beside_its_claims(command: Command, tmp_pat
         "CLIP, mean of frames, no training",
         "adapt-then-align (cls only)",
         "ALT, random entities (control)",
-        "ALT, entity tracks",
+        "ALT, entity tracks read by labels",
     } <= set(rows)
     assert all(0 <= value <= 100 for values in rows.values() for value in values)
 
@@ -28,7 +28,7 @@ def test_the_demo_shows_its_controls_beside_its_claims(command: Command, tmp_pat
     assert "ALT, random entities (control)" in report
     # The figures of the page are those that the evaluations stored: nothing is rounded into shape.
     stored = json.loads((tmp_path / "demo/runs/alt/eval-test.json").read_text())
-    assert rows["ALT, entity tracks"][0] == round(100 * stored["top1"], 1)
+    assert rows["ALT, entity tracks read by labels"][0] == round(100 * stored["top1"], 1)
     assert stored["n_trained_on"] == 0, "no tested video trained the model or chose its epoch"
     control = json.loads((tmp_path / "demo/runs/alt_random/config.json").read_text())
     assert control["identities"] == "scrambled"

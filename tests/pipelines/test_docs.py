@@ -25,7 +25,11 @@ PAGES_BY_NAME = pytest.mark.parametrize(
 # Options that pages name and that are other programs'.
 FOREIGN = {"--account", "--array", "--ntasks", "--requeue", "--signal"}
 # Python in a page runs here, or elsewhere for the reason said.
-RUN_ELSEWHERE = {"corpus_builder/README.md": "tests/corpus_builder/test_examples.py runs it"}
+RUN_ELSEWHERE = {
+    "corpus_builder/README.md": "tests/corpus_builder/test_examples.py runs it",
+    "adapter/README.md": "tests/adapter/test_export.py runs it",
+    "pipelines/README.md": "tests/pipelines/test_api.py runs it",
+}
 
 
 @cache
@@ -149,7 +153,7 @@ def spans(text: str) -> Iterator[list[str]]:
     """Code in sentences that begins with one of our programs, `a|b` as both."""
     for span in re.findall(r"`([^`]+)`", text):
         words = span.split()
-        if words[0] in PROGRAMS and len(words) > 1:
+        if len(words) > 1 and words[0] in PROGRAMS:
             for choice in words[1].split("|"):
                 yield [words[0], choice, *words[2:]]
 
