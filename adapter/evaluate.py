@@ -149,11 +149,17 @@ def restrict(logits: Logits, classes: Bool[np.ndarray, " classes"]) -> Logits:
 
 
 def open_all(
-    run: Path, alignments: Path, labels: Path, device: str = "auto", ranks: Ranks | None = None
+    run: Path,
+    alignments: Path,
+    labels: Path,
+    device: str = "auto",
+    ranks: Ranks | None = None,
+    model: VideoAdapter | None = None,
 ) -> Opened:
     """Open a run and what it is to be scored on; a mismatch says what was needed, found and what to run.
 
     With ``ranks`` (of ``joined``) these processes share what is scored, else this one does it all, on ``device``.
+    ``model`` is the run's where the caller has it in memory already, on that device.
     """
     opened_run = open_run(run)
     opened = open_alignments(alignments)
@@ -171,7 +177,7 @@ def open_all(
             )
     label_set = open_labels(labels, needed["model"], f"run {run.name}")
     ranks = ranks or Ranks(choose_device(device))
-    model = load_model(opened_run, ranks.device)
+    model = model or load_model(opened_run, ranks.device)
     opened.require_regions(make_settings(opened_run.config).model, f"run {run.name}: ")
     return Opened(opened_run, model, opened, label_set, ranks, opened_run.config["logit_scale"])
 

@@ -35,6 +35,9 @@ VIEW_SETTINGS = ("sampling", "draws", "stride", "clips", "crops", "seed")
 # Passes of fewer frames leave a GPU idle.
 FULL_PASS = 64
 
+Loaded = tuple[torch.nn.Module, dict[str, Any]]
+"""A model in memory and its ModelInfo, as ``encoder.load_clip`` gives them."""
+
 
 @dataclass
 class AlignReport:
@@ -102,10 +105,11 @@ def counts_of(out: Path, shard: int, marker: dict[str, Any]) -> dict[str, Any]:
 # Preparing.
 
 
-def prepare(settings: AlignConfig, only_plan: bool = False) -> Job:
+def prepare(settings: AlignConfig, only_plan: bool = False, loaded: Loaded | None = None) -> Job:
     """Plan the videos, load model and corpus, and write or reuse the manifest of the alignments folder.
 
     With ``only_plan`` nothing will be computed: the device is that of other processes, perhaps on other machines.
+    ``loaded`` is the settings' model where the caller has it in memory already.
 
     Raises:
         ChangedSettings: the folder was begun with other settings, and ``force`` is not set.
@@ -115,12 +119,14 @@ def prepare(settings: AlignConfig, only_plan: bool = False) -> Job:
         raise AlignerError(
             "--force in one of several processes would delete the others' work; run `aligner plan --force`"
         )
-    job, entities = load(settings, only_plan)
+    job, entities = load(settings, only_plan, loaded)
     videos, manifest = _publish(settings, job.plan, entities, job.manifest)
     return replace(job, plan=videos, manifest=manifest)
 
 
-def load(settings: AlignConfig, only_plan: bool = False) -> tuple[Job, corpus.Corpus]:
+def load(
+    settings: AlignConfig, only_plan: bool = False, loaded: Loaded | None = None
+) -> tuple[Job, corpus.Corpus]:
     """Plan the videos, load model and corpus, write nothing; the manifest holds what these settings decide.
 
     Raises:
@@ -133,7 +139,7 @@ def load(settings: AlignConfig, only_plan: bool = False) -> tuple[Job, corpus.Co
         settings.allow_outside_root,
         settings.frame_rate,
     )
-    entities, tower, matcher, content = _load(settings, only_plan)
+    entities, tower, matcher, content = _load(settings, only_plan, loaded)
     return Job(settings, found, tower, matcher, content), entities
 
 
@@ -160,11 +166,11 @@ def join(settings: AlignConfig, root: Path | str, urls: dict[str, str], fingerpr
 
 
 def _load(
-    settings: AlignConfig, only_plan: bool = False
+    settings: AlignConfig, only_plan: bool = False, loaded: Loaded | None = None
 ) -> tuple[corpus.Corpus, encoder.ClipRegionEncoder, match.Matcher, dict[str, Any]]:
     """The corpus, the model on its device, the matcher, and what the manifest says of them."""
     entities = corpus.load_corpus(settings.corpus)
-    clip, model_info = encoder.load_clip(settings.model, settings.pretrained)
+    clip, model_info = loaded or encoder.load_clip(settings.model, settings.pretrained)
     corpus.check_model(entities, model_info)
     return entities, *fit_together(settings, entities, clip, model_info, only_plan)
 
@@ -389,17 +395,19 @@ def run(
     settings: AlignConfig,
     display: Callable[[int], Progress] = lambda total: Progress(),
     warn: Callable[[str], object] = lambda text: None,
+    loaded: Loaded | None = None,
 ) -> AlignReport:
     """Fill all shards of this process, and of those it starts, that are not done yet.
 
-    ``display`` makes a progress display for a number of videos; ``warn`` is told before the work begins.
+    ``display`` makes a progress display for a number of videos; ``warn`` is told before the work begins. ``loaded`` is
+    the settings' model where the caller has it in memory already, for programs that align one video after another.
 
     Raises:
         AlignerError: see ``prepare``. Bad videos raise nothing; they become failure rows and are counted.
     """
     start = time.monotonic()
     with launch.pool_of(settings) as pool:
-        job = prepare(launch.planning(settings, pool) if pool else settings)
+        job = prepare(launch.planning(settings, pool)) if pool else prepare(settings, loaded=loaded)
         report, todo = _survey(job, pool is not None and pool.gpu)
         for text in report.warnings:
             warn(text)

@@ -336,8 +336,12 @@ def build_labels(
     precision: str = "fp32",
     force: bool = False,
     say: Say = lambda line: None,
+    encoder: Any = None,
 ) -> BuildReport:
-    """Embed class names over ``templates`` and publish a Labels artifact under ``out``."""
+    """Embed class names over ``templates`` and publish a Labels artifact under ``out``.
+
+    ``encoder`` is the model (an ``embed.OpenClip`` with its learned prompts) where the caller has it in memory already.
+    """
     from corpus_builder.embed import check_model, choose_device, embed_labels, load_text_encoder
 
     artifact.check_room(out, "labels", force=force)
@@ -347,7 +351,7 @@ def build_labels(
     choose_device(device, precision)
     clock = _Clock()
     say(f"loading {model}")
-    encoder = load_text_encoder(model, pretrained, device, precision, prompted=True)
+    encoder = encoder or load_text_encoder(model, pretrained, device, precision, prompted=True)
     clock.lap("load model")
     say(f"embedding {len(labels)} labels in {len(chosen)} templates")
     names = [label.name for label in labels]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipelines import __version__
+from pipelines.cli_explore import explore_cli
 from pipelines.cli_finetune import finetune_cli
 from pipelines.cli_predict import predict_cli
 from pipelines.cli_report import report_cli
@@ -156,6 +157,7 @@ def recipes_cli(
 
 
 app.command("predict")(predict_cli)
+app.command("explore")(explore_cli)
 app.command("report")(report_cli)
 app.command("finetune")(finetune_cli)
 app.command("push")(push_cli)

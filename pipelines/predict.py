@@ -129,14 +129,14 @@ def predict_videos(
     if out is None:
         with tempfile.TemporaryDirectory(prefix="alt-predict-") as folder:
             asked = Asked(
-                clips, _labels_section(labels, label_column, Path(folder)), using, Path(folder), topk
+                clips, labels_section(labels, label_column, Path(folder)), using, Path(folder), topk
             )
             return _predict(asked, say)
     refuse_foreign(out, OWN)
     out.mkdir(parents=True, exist_ok=True)
     work = out.resolve()
     asked = Asked(
-        clips, _labels_section(labels, label_column, work), using, work, topk, windows, max_mb, report
+        clips, labels_section(labels, label_column, work), using, work, topk, windows, max_mb, report
     )
     return _predict(asked, say)
 
@@ -227,7 +227,7 @@ def cut_clips(files: Sequence[Path], windows: Windows | None) -> list[Clip]:
     return clips
 
 
-def _labels_section(labels: Path | Sequence[str], label_column: str | None, work: Path) -> dict[str, Any]:
+def labels_section(labels: Path | Sequence[str], label_column: str | None, work: Path) -> dict[str, Any]:
     """The config section of the user's labels; typed ones are put into a file."""
     if isinstance(labels, Path):
         return {"file": str(labels.resolve()), "label_column": label_column}
@@ -247,7 +247,7 @@ def _predict(asked: Asked, say: Say) -> list[Prediction]:
     from pipelines import stages
 
     layout, using = Layout(asked.work), asked.using
-    config = _own_config(asked)
+    config = own_config(asked)
     own = layout.labels("own")
     say(f"labels: {stages.build_labels(config, config.labels['own'], own)}")
     warnings = label_warnings(config.model, own)
@@ -338,7 +338,7 @@ def _window_options(windows: Windows | None) -> str:
     return f" --window {windows.seconds:g}{stride}"
 
 
-def _own_config(asked: Asked) -> PipelineConfig:
+def own_config(asked: Asked) -> PipelineConfig:
     """The source's config, or one for zero-shot, with the user's videos and labels in place of its own."""
     work, using, labels = asked.work, asked.using, dict(asked.labels)
     manifest = work / "videos.csv"

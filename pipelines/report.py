@@ -201,11 +201,22 @@ def collect(
     Raises:
         ReportError: predictions or explanations that do not belong to the alignments, damaged rows.
     """
+    rows = choose(read_predictions(predictions, video_ids), limit)
+    reasons = read_explanations(explanations) if explanations else {}
+    return cards_of(rows, alignments, videos_root, reasons, display)
+
+
+def cards_of(
+    rows: Sequence[Mapping[str, Any]],
+    alignments: Path,
+    videos_root: Path,
+    reasons: Mapping[str, Reasons],
+    display: int = DISPLAY,
+) -> list[VideoCard]:
+    """Cards of videos that are aligned; ``rows`` are those of a predictions file, ``display`` is as in ``collect``."""
     from aligner import artifact
 
     manifest = artifact.read_manifest(alignments)
-    rows = choose(read_predictions(predictions, video_ids), limit)
-    reasons = read_explanations(explanations) if explanations else {}
     chosen = [row["video_id"] for row in rows]
     regions = _read_regions(alignments, manifest, chosen)
     place_of = locate(alignments, videos_root, chosen)
@@ -419,7 +430,7 @@ def _patch_region(maps: pa.ChunkedArray, shape: tuple[int, int], patches: int, w
 
 
 def _card(
-    row: dict[str, Any],
+    row: Mapping[str, Any],
     regions: _Regions,
     reasons: Reasons,
     manifest: Mapping[str, Any],
