@@ -18,6 +18,12 @@ from pipelines.workflow import Say
 HOST = "127.0.0.1"
 SHOWN = 5  # labels of an answer
 HEAD = ["entity", "cosine", "meaning"]
+TABLE: dict[str, Any] = {
+    "headers": HEAD,
+    "column_widths": ["24%", "14%", "62%"],
+    "wrap": True,
+    "interactive": False,
+}
 KEPT_S = 3600  # how long a video that was dropped in is kept
 ABOUT = (
     "# Explore\n**{run}**, {entities} entities. Every frame is cut into regions, and each region belongs to the entity "
@@ -70,6 +76,7 @@ def build(explorer: Explorer) -> gr.Blocks:
                     "\n".join(explorer.train_labels),
                     label="Labels, one a line or with commas between them",
                     lines=4,
+                    max_lines=8,
                 )
                 go = gr.Button("Look", variant="primary")
                 notes = gr.Markdown()
@@ -77,17 +84,17 @@ def build(explorer: Explorer) -> gr.Blocks:
                     whole = gr.Label(label="Prediction", num_top_classes=SHOWN)
                     without = gr.Label(label="With what is switched on", num_top_classes=SHOWN)
             with gr.Column():
-                frame = gr.Slider(1, 2, 1, step=1, label="Frame")
+                frame = gr.Slider(1, 2, 1, step=1, label="Frame", interactive=True)
                 image = gr.Image(label="Regions", interactive=False, buttons=["fullscreen"])
                 told = gr.Markdown("Click a region.")
-                near = gr.Dataframe(headers=HEAD, label="Entities of the corpus nearest to it", wrap=True)
+                near = gr.Dataframe(label="Entities of the corpus nearest to it", **TABLE)
         kept = gr.CheckboxGroup(
             label="Entities of the video, and by how much the best label's logit falls without each",
             show_select_all=True,
         )
         with gr.Row():
             query = gr.Textbox(label="Search the corpus", placeholder="something to ride on", submit_btn=True)
-        hits = gr.Dataframe(headers=HEAD, label="Entities nearest to the text", wrap=True)
+        hits = gr.Dataframe(label="Entities nearest to the text", **TABLE)
 
         do = Handlers(explorer)
         answers, shown = (
