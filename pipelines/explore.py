@@ -148,23 +148,16 @@ class Explorer:
             settings = section.settings(config, corpus, layout.alignments, videos, asked.root)
             settings = replace(settings, processes=1, compile=False, decode_workers=1)
             aligner.run(settings, loaded=self.clip)
-            for row in all_failures(layout.alignments):
-                raise PipelineError(f"{file.name} cannot be read: {row['stage']}: {row['message']}")
+            for failure in all_failures(layout.alignments):
+                raise PipelineError(f"{file.name} cannot be read: {failure['stage']}: {failure['message']}")
             warnings = self._write_labels(config, layout)
             own = layout.labels("own")
             opened = open_all(self.run, layout.alignments, own, config.device, model=self.model)
-            row = {"video_id": file.name, "label": None, "predicted": "", "correct": None}
+            row: dict[str, Any] = {"video_id": file.name, "label": None, "predicted": "", "correct": None}
             row |= {"topk_label": [], "topk_prob": []}
             (card,) = cards_of([row], layout.alignments, asked.root, {}, DISPLAY)
             (video,) = opened.alignments.read([file.name])
-            # Copied, for what was read is a view of a file in the folder.
-            video = Video(
-                **{
-                    name: np.copy(value) if name != "video_id" else value
-                    for name, value in vars(video).items()
-                }
-            )
-            return Sight(file, video, card, load_entities(layout.alignments), opened, warnings)
+            return Sight(file, _own(video), card, load_entities(layout.alignments), opened, warnings)
 
     def choose_labels(self, sight: Sight, labels: Sequence[str]) -> Sight:
         """The same video among other candidates; nothing is aligned again.
@@ -290,6 +283,14 @@ def picture(
     if chosen is not None:
         shown[_edges(owner, 2 * EDGE) & (owner == chosen)] = 255
     return shown
+
+
+def _own(video: Video) -> Video:
+    """The same in memory of its own: what was read is a view of a file."""
+    arrays: dict[str, Any] = {
+        name: np.copy(value) for name, value in vars(video).items() if name != "video_id"
+    }
+    return replace(video, **arrays)
 
 
 def _owner(sight: Sight, frame: int) -> Int64[np.ndarray, "height width"]:
