@@ -265,7 +265,7 @@ def test_corpus_and_labels_are_what_embedding_them_again_would_give(
     assert origin["fingerprint"] == source.fingerprint
 
 
-OPTIONS = "--epochs 3 --batch-size 2 --micro-batch 2 --warmup 0 --lr-encoder 1e-4 --save-steps 1 --device cpu".split()
+OPTIONS = "--epochs 3 --batch-size 2 --micro-batch 2 --warmup 0 --lr-encoder 1e-4 --save-every 1 --device cpu".split()
 
 
 def started(run: Path, out: Path) -> subprocess.Popen:
