@@ -89,6 +89,11 @@ class VideoItem(NamedTuple):
     seconds: float | None = None
     offset: int | None = None
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that it is in, which the column joins by ``+``."""
+        return tuple(self.split.split("+")) if self.split else ()
+
     def same_content(self, other: "VideoItem") -> bool:
         """Whether another plan says the same of this video; shard and duration are no content."""
         mine, others = (self.video_id, self.label, self.split), (other.video_id, other.label, other.split)

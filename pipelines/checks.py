@@ -221,5 +221,5 @@ def _splits(config: "PipelineConfig", section: "AlignmentsSection") -> set[str] 
         from aligner.plan import make_plan
 
         plan = make_plan(section.videos, section.videos_per_shard, section.videos_root)
-        found = {name for item in plan.items for name in (item.split or "").split("+") if name}
+        found = {name for item in plan.items for name in item.splits if name}
     return found if section.splits is None else found & {*section.splits}

@@ -232,7 +232,7 @@ class _Pricing:
         items = [item for item in self.jobs[name].plan.items if item.bytes]
         if split == "all" or not any(item.split for item in items):
             return len(items)
-        return sum(split in (item.split or "").split("+") for item in items)
+        return sum(split in item.splits for item in items)
 
     def _seconds_a_video(self, settings: Any) -> tuple[float, float]:
         """Of a training step, and of scoring, by video; each form is measured once."""
@@ -319,7 +319,7 @@ def _words(found: list[Cost], device: str, store: str, hours: list[float], probe
     width = max(len(cost.stage) for cost in found) if found else 0
     lines = [f"an estimate, measured on {device} from {probe} videos of each folder: {ASSUMED}"]
     lines += [f"  {cost.stage:{width}}  {'; '.join(_parts(cost, store, unit))}" for cost in found]
-    disk = {kind: sum(cost.bytes.get(kind, 0) for cost in found) for kind in (store,)}[store]
+    disk = sum(cost.bytes.get(store, 0) for cost in found)
     return [
         *lines,
         f"  {'in total':{width}}  {_hours(hours[1])} {unit} ({_hours(hours[0])} to {_hours(hours[2])}), "

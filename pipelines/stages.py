@@ -109,7 +109,7 @@ def _in_splits(section: AlignmentsSection, videos: Path, out: Path) -> int:
 
     plan = make_plan(videos, section.videos_per_shard, section.root)
     wanted = None if section.splits is None else {*section.splits}
-    kept = [item for item in plan.items if wanted is None or wanted & {*(item.split or "").split("+")}]
+    kept = [item for item in plan.items if wanted is None or wanted.intersection(item.splits)]
     if not kept:
         raise PipelineError(f"no video is in the splits {', '.join(section.splits or ())}")
     if inside := next((item for item in kept if item.offset is not None), None):
@@ -377,10 +377,6 @@ def _lead(run: Path) -> str:
 def _by_time(video_id: str) -> tuple[str, tuple[float, float]]:
     name, part = split_part(video_id)
     return name, part or (0.0, 0.0)
-
-
-def _videos_root(videos: Path) -> Path:
-    return videos if videos.is_dir() else videos.parent
 
 
 def score_tables(config: PipelineConfig, layout: Layout) -> list[Any]:
