@@ -140,6 +140,8 @@ class Noun:
 
 
 _OPEN: dict[str, "Lexicon"] = {}
+_JOINED: set[str] = set()
+"""Folders that stand on NLTK's path because a call named them."""
 
 
 def find_data(resource: str, nltk_data: Path | None = None, *, elsewhere: bool = False) -> Any:
@@ -147,8 +149,9 @@ def find_data(resource: str, nltk_data: Path | None = None, *, elsewhere: bool =
 
     Args:
         resource: path inside an NLTK data folder, without an ending.
-        nltk_data: look here only; it also goes first on NLTK's path, which bounds what NLTK will open.
-        elsewhere: if ``nltk_data`` lacks the resource, look on NLTK's own path too.
+        nltk_data: look here only; it also joins NLTK's path, which bounds what NLTK will open.
+        elsewhere: if ``nltk_data`` lacks the resource, look on NLTK's own path too (never in a folder that was
+            another call's ``nltk_data``).
 
     Raises:
         CorpusError: nothing found; the message names the command that fetches it.
@@ -157,9 +160,12 @@ def find_data(resource: str, nltk_data: Path | None = None, *, elsewhere: bool =
 
     # NLTK refuses a path with ".." in it
     nltk_data = nltk_data.resolve() if nltk_data is not None else None
+    own = [path for path in nltk.data.path if path not in _JOINED]
     if nltk_data is not None and str(nltk_data) not in nltk.data.path:
-        nltk.data.path.insert(0, str(nltk_data))
-    paths = [str(nltk_data)] if nltk_data is not None and not elsewhere else None
+        nltk.data.path.append(str(nltk_data))
+        _JOINED.add(str(nltk_data))
+    given = [str(nltk_data)] if nltk_data is not None else []
+    paths = [*given, *(own if elsewhere or not given else ())]
     for name in (f"{resource}/", f"{resource}.zip/{resource.split('/')[-1]}/"):
         try:
             return nltk.data.find(name, paths=paths)

@@ -22,6 +22,24 @@ def test_missing_data_names_the_one_command(tmp_path, monkeypatch):
         find_data("corpora/wordnet")
 
 
+def test_data_folders_of_several_calls_stay_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "own")])
+    folders = {name: tmp_path / name / "taggers/t" for name in ("own", "one", "two")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+
+    def found(name=None, resource="taggers/t"):
+        return str(find_data(resource, name and tmp_path / name, elsewhere=True)).rstrip("/")
+
+    # "one" is asked for again after "two" has come to NLTK's path, and neither is NLTK's own
+    assert [found(name) for name in ("one", "two", "one", None)] == [
+        str(folders[name]) for name in ("one", "two", "one", "own")
+    ]
+    (tmp_path / "two/taggers/other").mkdir()
+    with pytest.raises(CorpusError, match="'.*one'"):
+        found("one", "taggers/other")
+
+
 @pytest.mark.shared
 def test_lookup_finds_plurals_compounds_and_joined_spellings(lexicon):
     assert lexicon.lookup(["ice", "hockey"]) == "ice hockey"
