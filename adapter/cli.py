@@ -185,7 +185,7 @@ def predict_cli(
     alignments: Alignments,
     labels: LabelSet,
     out: Annotated[Path, typer.Option(help="File to write: .parquet, .csv or .json.")],
-    topk: Annotated[int, typer.Option(help="Labels to list for each video.")] = 5,
+    topk: Annotated[int, typer.Option("--top", help="Labels to list for each video.")] = 5,
     blend: Blend = 0.0,
     device: Device = "auto",
     as_json: Json = False,

@@ -511,7 +511,7 @@ def predict(
     if out.suffix not in (".parquet", ".csv", ".json"):
         raise AdapterError(f"--out {out.name} ends in '{out.suffix}'; it must end in .parquet, .csv or .json")
     if topk < 1:
-        raise AdapterError(f"--topk is {topk}; it must be at least 1")
+        raise AdapterError(f"--top is {topk}; it must be at least 1")
     with joined(choose_device(device)) as group:
         opened = open_all(run, alignments, labels, ranks=group)
         samples = [

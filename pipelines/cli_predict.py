@@ -68,7 +68,7 @@ def predict_cli(
     label_column: Annotated[
         str | None, typer.Option(help="Column of the labels in a csv with several.")
     ] = None,
-    topk: Annotated[int, typer.Option(help="Labels to list for each video.")] = 5,
+    topk: Annotated[int, typer.Option("--top", help="Labels to list for each video.")] = 5,
     max_mb: Annotated[float, typer.Option(help="Size of the report at most, in MB.")] = 20.0,
     quiet: Quiet = False,
     as_json: AsJson = False,

@@ -118,7 +118,7 @@ def predict_videos(
         PipelineError: no video, no label, a run that cannot be used, or neither or both of ``run`` and ``zero_shot``.
     """
     if topk < 1:
-        raise PipelineError(f"--topk is {topk}; it must be at least 1")
+        raise PipelineError(f"--top is {topk}; it must be at least 1")
     if (run is None) == (zero_shot is None):
         raise PipelineError(
             "give either --run FOLDER (of an `alt run` or `alt demo`), or --model and --pretrained for zero-shot "
