@@ -34,12 +34,15 @@ SIZES = [
 PROGRAM = """
 import sys
 from pathlib import Path
+from adapter.cli import app
 from adapter.export import trace
-for run in map(Path, sys.argv[2:]):
+folder, plain, *runs = map(Path, sys.argv[1:])
+for run in runs:
     traced = trace(run)
     # ONNX is made from the trace and costs most: the form with the most kinds of operations stands for it.
     for suffix in (".pt2",) if run.name == "paper" else (".pt2", ".onnx"):
-        assert traced.write(Path(sys.argv[1]) / (run.name + suffix)).difference < 1e-5
+        assert traced.write(folder / (run.name + suffix)).difference < 1e-5
+app(["export", str(plain), "--out", str(folder / "new" / "plain.pt2")])
 """
 FILES = ["paper.pt2", "tracks-regions.pt2", "tracks-regions.onnx"]
 
@@ -54,18 +57,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory, learnable: Path, label_set: P
 
 
 @pytest.fixture(scope="module")
-def files(runs: dict[str, Path]) -> Path:
-    """Folder of ``FILES``, all exported."""
-    folder = next(iter(runs.values())).parent / "exported"
-    run_python(PROGRAM, folder, *runs.values())
-    return folder
-
-
-def run_python(program: str, *arguments: Path | str) -> str:
-    command = [sys.executable, "-c", program, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def files(runs: dict[str, Path], learnable: Path, label_set: Path) -> Path:
+    """Folder of ``FILES``, all exported, and ``new/plain.pt2`` by the command, whose words are in ``said.txt``."""
+    root = next(iter(runs.values())).parent
+    settings = make_settings({"model": "mean_pool", "epochs": 1, "device": "cpu"})
+    train(learnable, label_set, root / "plain", settings)
+    folder = root / "exported"
+    command = [sys.executable, "-c", PROGRAM, folder, root / "plain", *runs.values()]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    (folder / "said.txt").write_text(done.stdout)
+    return folder
 
 
 def sizes_of(run: Path, sizes: dict[str, int]) -> dict[str, int]:
@@ -127,7 +129,7 @@ def test_a_file_tells_what_it_is(files: Path, runs: dict[str, Path], name: str) 
     assert str(ROOT) not in json.dumps(facts) and str(runs["paper"].parent) not in json.dumps(facts)
 
 
-def test_the_readme_s_snippets_run(files: Path, label_set: Path, learnable: Path, tmp_path: Path) -> None:
+def test_the_readme_s_snippets_run(files: Path, label_set: Path, learnable: Path) -> None:
     """Python of the section Export, with its names replaced by those of a test."""
     readme = (ROOT / "adapter" / "README.md").read_text(encoding="utf-8")
     section = re.search(r"^## Export\n(.*?)(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL)
@@ -139,17 +141,12 @@ def test_the_readme_s_snippets_run(files: Path, label_set: Path, learnable: Path
     for snippet in snippets:
         for name, path in names.items():
             snippet = snippet.replace(name, f"Path('{path}')" if "Path" in name else f"'{path}'")
-        run_python(snippet)
+        exec(compile(snippet, "adapter/README.md", "exec"), {})
 
 
-def test_the_command_writes_a_file_and_names_its_inputs(
-    tmp_path: Path, learnable: Path, label_set: Path
-) -> None:
-    settings = make_settings({"model": "mean_pool", "epochs": 1, "device": "cpu"})
-    train(learnable, label_set, tmp_path / "run", settings)
-    program = "import sys; from adapter.cli import app; app(sys.argv[1:])"
-    said = run_python(program, "export", tmp_path / "run", "--out", tmp_path / "new" / "model.pt2")
-    assert (tmp_path / "new" / "model.pt2").is_file() and f"wrote {tmp_path}/new/model.pt2" in said
+def test_the_command_writes_a_file_and_names_its_inputs(files: Path) -> None:
+    said = (files / "said.txt").read_text()
+    assert (files / "new" / "plain.pt2").is_file() and f"wrote {files}/new/plain.pt2" in said
     assert all(name in said for name in INPUTS)
 
 
