@@ -49,7 +49,7 @@ def jobs_done(tmp_path_factory, learnable, label_set, split_one, mini, toy):
         input=json.dumps([settings for _, settings in jobs]),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         start_new_session=True,
     )
     assert done.returncode == 0, done.stderr
