@@ -156,7 +156,7 @@ def comparison(config: PipelineConfig, layout: Layout) -> list[list[str | float 
 
 def results_table(rows: list[list[str | float | None]]) -> Any:
     """The rows as the report's table."""
-    from pipelines.report import Table
+    from pipelines.gather import Table
 
     rounded = [[title, *(round(float(value or 0), 1) for value in values)] for title, *values in rows]
     return Table("Results", ["model", *COLUMNS], rounded, f"Top-1 accuracy in %. {NOTE}")

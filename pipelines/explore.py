@@ -33,8 +33,9 @@ from corpus_builder.embed import OpenClip
 from corpus_builder.search import Hit, Query
 from pipelines import hub
 from pipelines.errors import PipelineError
+from pipelines.gather import Entity, VideoCard, cards_of, load_entities
 from pipelines.predict import Asked, Clip, Source, find_source, label_warnings, labels_section, own_config
-from pipelines.report import PALETTE, Entity, VideoCard, cards_of, entity_slots, load_entities
+from pipelines.report import PALETTE, entity_slots
 from pipelines.workflow import Layout, Say
 
 DISPLAY = 448  # pixels of a frame's shorter side: regions are clicked

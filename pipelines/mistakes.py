@@ -112,7 +112,7 @@ def _mistake(row: Mapping[str, Any], place_of: Locate, config: Mapping[str, Any]
 
 def _middle_frame(place: Path | Source, config: Mapping[str, Any]) -> np.ndarray | None:
     from aligner.decode import DecodeError, sample_frames
-    from pipelines.report import crop
+    from pipelines.crops import crop
 
     height, width = config["image_size"]
     scale = THUMB / min(height, width)

@@ -335,17 +335,18 @@ def draw_report(
     """
     from adapter.explain import explain, explain_to_file
     from aligner.artifact import read_manifest
+    from pipelines import gather
     from pipelines import report as pages
     from pipelines.facts import facts, notices
 
     predictions, alignments = drawn.predictions, drawn.alignments
-    shown = pages.choose_videos(predictions, videos)
+    shown = gather.choose_videos(predictions, videos)
     if drawn.actions is not None:
         shown = sorted(shown, key=_by_time)
     explanations = predictions.with_name(predictions.stem.replace("predictions", "explanations") + ".json")
     explain_to_file(explanations, explain(drawn.run, alignments, drawn.labels, shown, device=device))
     root = drawn.videos_root
-    cards = pages.collect(
+    cards = gather.collect(
         alignments, predictions, root, explanations=explanations, video_ids=shown, limit=videos
     )
     manifest = read_manifest(alignments)
@@ -355,10 +356,10 @@ def draw_report(
         cards=cards,
         tables=tables,
         facts=facts(manifest, alignments, drawn.run, drawn.labels, drawn.command) | {**drawn.more_facts},
-        entities=pages.load_entities(alignments),
+        entities=gather.load_entities(alignments),
         notices=[*more_notices, *notices(manifest)],
         max_bytes=round(max_mb * 1e6),
-        mistakes=pages.find_mistakes(alignments, predictions, root),
+        mistakes=gather.find_mistakes(alignments, predictions, root),
         lead=_lead(drawn.run),
         config=drawn.config,
         actions=drawn.actions or (),
@@ -381,7 +382,7 @@ def _by_time(video_id: str) -> tuple[str, tuple[float, float]]:
 
 def score_tables(config: PipelineConfig, layout: Layout) -> list[Any]:
     """Top-1 of every adapter in every evaluation."""
-    from pipelines.report import Table
+    from pipelines.gather import Table
 
     scores = read_scores(config, layout)
     names = [item.name for item in config.evaluations]
@@ -401,7 +402,7 @@ def score_tables(config: PipelineConfig, layout: Layout) -> list[Any]:
 def _protocol_table(layout: Layout, name: str) -> Any:
     """A protocol's result as the table that papers print."""
     from adapter.tabulate import table_of
-    from pipelines.report import Table
+    from pipelines.gather import Table
 
     result = read_protocol(layout, name)
     head, *rows = table_of(result)

@@ -25,7 +25,7 @@ from corpus_builder.build import Inputs, build_corpus, build_labels
 from corpus_builder.config import CorpusConfig
 from corpus_builder.embed import load_text_encoder
 from pipelines.facts import notices
-from pipelines.report import collect
+from pipelines.gather import collect
 from pipelines.toyworld.lexicon import write_nltk_data
 from pipelines.toyworld.videos import frames_of, write_video
 from pipelines.toyworld.vocabulary import ACTION_BY_LABEL

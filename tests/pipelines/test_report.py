@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from aligner import artifact
-from pipelines import mistakes, report
-from pipelines.report import Entity, ReportError, Table
+from pipelines import crops, gather, mistakes, report
+from pipelines.gather import Entity, ReportError, Table
 from pipelines.toyworld.render import render, sample_clip
 from pipelines.toyworld.vocabulary import ACTIONS, ENTITIES, OBJECTS
 from pipelines.windows import Action
@@ -250,13 +250,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def cards(world: dict[str, Path]) -> list[report.VideoCard]:
-    return report.collect(**world)
+def cards(world: dict[str, Path]) -> list[gather.VideoCard]:
+    return gather.collect(**world)
 
 
 @pytest.fixture(scope="module")
 def entities(world: dict[str, Path]) -> list[Entity]:
-    return report.load_entities(world["alignments"])
+    return gather.load_entities(world["alignments"])
 
 
 def write(out: Path, cards, entities, **options) -> Path:
@@ -337,7 +337,7 @@ def test_label_outside_of_the_label_set_comes_from_the_plan(tmp_path, world):
         [{**row, "label": None, "correct": None}], pq.read_schema(world["predictions"])
     )
     pq.write_table(unknown, tmp_path / "predictions.parquet")
-    (card,) = report.collect(**{**world, "predictions": tmp_path / "predictions.parquet"})
+    (card,) = gather.collect(**{**world, "predictions": tmp_path / "predictions.parquet"})
     assert (card.label, card.correct) == (row["label"], None)
 
 
@@ -345,8 +345,8 @@ def test_pictures_are_the_sampled_frames(world, cards):
     with av.open(str(world["videos_root"] / cards[0].video_id)) as container:
         originals = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     for shown, original in zip(cards[0].frames, originals, strict=True):
-        assert shown.shape == (report.DISPLAY, report.DISPLAY, 3)
-        small = report.crop(shown, original.shape[:2])
+        assert shown.shape == (gather.DISPLAY, gather.DISPLAY, 3)
+        small = crops.crop(shown, original.shape[:2])
         assert np.abs(small.astype(int) - original).mean() < 6
 
 
@@ -360,15 +360,15 @@ def test_crop_is_what_open_clip_shows_the_model(shape):
     rgb = np.asarray(Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC))
     transform = image_transform(64, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))
     model_sees = transform(Image.fromarray(rgb)).permute(1, 2, 0).numpy() * 255
-    assert np.abs(report.crop(rgb, (64, 64)) - model_sees).mean() < 1.0
+    assert np.abs(crops.crop(rgb, (64, 64)) - model_sees).mean() < 1.0
 
 
 def test_other_resize_modes_keep_the_size():
     white = np.full((40, 80, 3), 255, np.uint8)
-    letterboxed = report.crop(white, (64, 64), "longest")
+    letterboxed = crops.crop(white, (64, 64), "longest")
     assert letterboxed.shape == (64, 64, 3)
     assert (letterboxed[:16] == 0).all() and (letterboxed[16:48] == 255).all()
-    assert (report.crop(white, (64, 64), "squash") == 255).all()
+    assert (crops.crop(white, (64, 64), "squash") == 255).all()
 
 
 def test_data_round_trip(tmp_path, cards, entities):
@@ -394,7 +394,7 @@ def test_data_round_trip(tmp_path, cards, entities):
 
 def test_same_input_same_bytes(tmp_path, world, cards, entities):
     first = write(tmp_path / "a.html", cards, entities).read_bytes()
-    again = write(tmp_path / "b.html", report.collect(**world), entities).read_bytes()
+    again = write(tmp_path / "b.html", gather.collect(**world), entities).read_bytes()
     assert hashlib.sha256(first).digest() == hashlib.sha256(again).digest()
 
 
@@ -486,7 +486,7 @@ def predictions_of(classes: dict[str, tuple[int, int]]) -> list[dict]:
 
 def test_choice_mixes_classes_right_and_wrong():
     rows = predictions_of({"a": (20, 2), "b": (5, 20), "c": (30, 0), "d": (1, 0)})
-    chosen = report.choose(rows, 12)
+    chosen = gather.choose(rows, 12)
     assert len(chosen) == 12
     assert {row["label"] for row in chosen[:4]} == set("abcd")
     wrong = [row for row in chosen if not row["correct"]]
@@ -495,26 +495,26 @@ def test_choice_mixes_classes_right_and_wrong():
 
 def test_choice_does_not_depend_on_the_order_of_the_file():
     rows = predictions_of({"a": (9, 3), "b": (8, 8)})
-    assert report.choose(rows, 7) == report.choose(rows[::-1], 7)
-    assert report.choose(rows, 100) == rows
+    assert gather.choose(rows, 7) == gather.choose(rows[::-1], 7)
+    assert gather.choose(rows, 100) == rows
 
 
 def test_named_videos_come_in_the_given_order(world):
     ids = pq.read_table(world["predictions"])["video_id"].to_pylist()
-    chosen = report.collect(**world, video_ids=[ids[4], ids[1]])
+    chosen = gather.collect(**world, video_ids=[ids[4], ids[1]])
     assert [card.video_id for card in chosen] == [ids[4], ids[1]]
 
 
 def test_choose_videos_names_what_collect_shows(world):
-    shown = [card.video_id for card in report.collect(**world, limit=3)]
-    assert report.choose_videos(world["predictions"], 3) == shown
+    shown = [card.video_id for card in gather.collect(**world, limit=3)]
+    assert gather.choose_videos(world["predictions"], 3) == shown
 
 
 # Inputs that do not fit.
 
 
 def test_a_video_that_is_gone_keeps_its_card(tmp_path, world, entities):
-    cards = report.collect(**{**world, "videos_root": tmp_path}, limit=1)
+    cards = gather.collect(**{**world, "videos_root": tmp_path}, limit=1)
     assert cards[0].frames == () and "does not exist" in cards[0].note
     _, data = parse(write(tmp_path / "report.html", cards, entities))
     assert data["cards"][0]["frames"][0]["src"] is None
@@ -525,7 +525,7 @@ def test_predictions_of_another_run_are_refused(tmp_path, world):
     rows[0]["video_id"] = "elsewhere.mp4"
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "other.parquet")
     with pytest.raises(ReportError, match=r"no regions of 'elsewhere.mp4'.*aligner status"):
-        report.collect(**{**world, "predictions": tmp_path / "other.parquet"})
+        gather.collect(**{**world, "predictions": tmp_path / "other.parquet"})
 
 
 def test_unknown_video_is_named(tmp_path, world):
@@ -535,19 +535,19 @@ def test_unknown_video_is_named(tmp_path, world):
             for row in pq.read_table(world["predictions"]).to_pylist()
         ]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "short.parquet")
-        report.read_predictions(tmp_path / "short.parquet", ["clip_0.mp4"])
+        gather.read_predictions(tmp_path / "short.parquet", ["clip_0.mp4"])
 
 
 def test_wrong_files_are_explained(tmp_path, world):
     (tmp_path / "text.parquet").write_text("no table")
     with pytest.raises(ReportError, match="adapter predict"):
-        report.collect(**{**world, "predictions": tmp_path / "text.parquet"})
+        gather.collect(**{**world, "predictions": tmp_path / "text.parquet"})
     pq.write_table(pa.table({"video_id": ["a"]}), tmp_path / "short.parquet")
     with pytest.raises(ReportError, match="lacks label, predicted"):
-        report.collect(**{**world, "predictions": tmp_path / "short.parquet"})
+        gather.collect(**{**world, "predictions": tmp_path / "short.parquet"})
     (tmp_path / "explanations.json").write_text('{"a": 1}')
     with pytest.raises(ReportError, match="not a list of explanations"):
-        report.collect(**{**world, "explanations": tmp_path / "explanations.json"})
+        gather.collect(**{**world, "explanations": tmp_path / "explanations.json"})
 
 
 def test_overlapping_patches_are_noticed(tmp_path, world):
@@ -562,7 +562,7 @@ def test_overlapping_patches_are_noticed(tmp_path, world):
         shard,
     )
     with pytest.raises(ReportError, match="aligner verify"):
-        report.collect(**{**world, "alignments": folder})
+        gather.collect(**{**world, "alignments": folder})
 
 
 # Colours, tables, facts.
@@ -615,7 +615,7 @@ def test_tables_show_numbers_and_gaps(tmp_path):
 
 def test_summary_counts_every_labelled_video(world):
     rows = pq.read_table(world["predictions"]).to_pylist()
-    by_class = report.class_table(rows)
+    by_class = gather.class_table(rows)
     assert sum(int(row[2]) for row in by_class.rows) == len(rows)
     assert sum(int(row[1]) for row in by_class.rows) == sum(row["correct"] for row in rows)
     assert [row[3] for row in by_class.rows] == sorted(row[3] for row in by_class.rows)
@@ -665,7 +665,7 @@ def test_the_gallery_shows_the_surest_of_the_most_confused(world):
     rows = pq.read_table(world["predictions"]).to_pylist()
     for row in rows:
         row.update(label="one", predicted="other", correct=False)
-    found = report.find_mistakes(world["alignments"], _written(rows, world), world["videos_root"])
+    found = gather.find_mistakes(world["alignments"], _written(rows, world), world["videos_root"])
     (pair,) = found.pairs
     assert (pair.label, pair.predicted, pair.count) == ("one", "other", len(rows))
     assert [shot.probability for shot in pair.shown] == sorted(
@@ -687,7 +687,7 @@ def _written(rows: list[dict], world: dict[str, Path]) -> Path:
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory, world, cards, entities) -> Path:
     evil = replace(cards[0], label=EVIL, video_id=EVIL)
-    found = report.find_mistakes(world["alignments"], world["predictions"], world["videos_root"])
+    found = gather.find_mistakes(world["alignments"], world["predictions"], world["videos_root"])
     actions = [
         Action("long.mp4", 0.0, 60.0, cards[0].predicted, 0.9, 6),
         Action("long.mp4", 60.0, 90.0, EVIL, 0.8, 3),
