@@ -3,7 +3,7 @@
 One set of videos and one cache; rows, controls and tests are those of ``adapter ablate``, over several training
 seeds. Epochs are chosen by the validation split; the test split is read once, at the end. Finished runs are kept: start
 again after an interruption. With ``--wordnet``, NLTK data with the whole WordNet, a second cache is aligned to random
-nouns.
+nouns. Rows may be run in parts, some with fewer columns (``--shots``), and ``--join`` makes one table of the parts.
 """
 
 import argparse
@@ -59,9 +59,9 @@ def random_words(config: PipelineConfig, layout: Layout, nltk_data: Path) -> Pat
     return other.alignments
 
 
-def columns(layout: Layout) -> list[Column]:
+def columns(layout: Layout, shots: Sequence[int] = SHOTS) -> list[Column]:
     """Supervised with sensitivity, few-shot, zero-shot, and all classes as candidates."""
-    found = standard_columns("test", SHOTS, layout.labels("unseen"), "zeroshot", BLEND, sensitivity=True)
+    found = standard_columns("test", shots, layout.labels("unseen"), "zeroshot", BLEND, sensitivity=True)
     everything = layout.labels("all")
     return [
         *found,
@@ -86,27 +86,52 @@ def order_table(layout: Layout, result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def run(out: Path, seeds: Sequence[int], rows: Sequence[str], size: str, wordnet: Path | None) -> list[str]:
-    """Draw, align, compare; returns the lines of the report."""
-    draw(out, size, 0, print)
-    config, layout = build(out, size), Layout(out)
+def join(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Results of ``ablate`` on the same data and seeds, of other rows or columns, as one in the order of ``ROWS``.
+
+    Raises:
+        ValueError: parts of different seeds.
+    """
+    if len({tuple(part["seeds"]) for part in parts}) > 1:
+        raise ValueError(f"parts have seeds {[part['seeds'] for part in parts]}; they must be the same")
+    widest = max(parts, key=lambda part: len(part["columns"]))
+    rows = {row["name"]: row for part in parts for row in part["rows"]}
+    compared = {(c["row"], c["control"], c["column"]): c for part in parts for c in part["comparisons"]}
+    known = [column["name"] for column in widest["columns"]]
+    order = {row.name: place for place, row in enumerate(ROWS)}
+    return {
+        **widest,
+        "rows": sorted(rows.values(), key=lambda row: order[row["name"]]),
+        "cells": {
+            name: {column: cell for part in parts for column, cell in part["cells"].get(name, {}).items()}
+            for name in rows
+        },
+        "comparisons": [
+            compared[key]
+            for key in sorted(compared, key=lambda k: (order[k[0]], order[k[1]], known.index(k[2])))
+        ],
+    }
+
+
+def compare(options: argparse.Namespace, layout: Layout) -> dict[str, Any]:
+    """Draw, align and compare; or what was compared before, joined."""
+    if options.join:
+        return join([json.loads(file.read_text()) for file in options.join])
+    out, wordnet = layout.root, options.wordnet
+    draw(out, options.size, 0, print)
+    config = build(out, options.size)
     run_pipeline(config, lambda line: None if line.endswith("...") else print(line, flush=True))
-    data = Data(
-        layout.alignments,
-        layout.labels("seen"),
-        random_words(config, layout, wordnet) if wordnet else None,
+    words = random_words(config, layout, wordnet) if wordnet else None
+    return ablate(
+        Data(layout.alignments, layout.labels("seen"), words),
+        out,
+        columns(layout, options.shots),
+        choose_rows(options.rows),
+        options.seeds,
+        COMMON,
+        FEW,
+        lambda line: print(line, flush=True),
     )
-    say = lambda line: print(line, flush=True)  # noqa: E731
-    result = ablate(data, out, columns(layout), choose_rows(rows), seeds, COMMON, FEW, say)
-    facts = json.loads((TINYCLIP / "training.json").read_text())
-    return [
-        f"Seeds {list(seeds)}; merge {MERGE}; {platform.machine()}, Python {platform.python_version()}; "
-        f"tiny CLIP after {facts['images']} images.",
-        "",
-        *ablation_words(result),
-        "",
-        *order_table(layout, result),
-    ]
 
 
 def main() -> None:
@@ -116,10 +141,25 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--rows", nargs="*", default=[], help="rows by name or pattern; default: all")
     parser.add_argument("--size", choices=list(SIZES), default="full")
+    parser.add_argument(
+        "--shots", type=int, nargs="*", default=list(SHOTS), help="videos a class of few-shot columns"
+    )
     parser.add_argument("--wordnet", type=Path, help="NLTK data folder, for the control of random words")
+    parser.add_argument(
+        "--join", type=Path, nargs="+", help="run nothing, make one table of these ablation.json"
+    )
     options = parser.parse_args()
     out = options.out.resolve()
-    lines = run(out, options.seeds, options.rows, options.size, options.wordnet)
+    result = compare(options, Layout(out))
+    facts = json.loads((TINYCLIP / "training.json").read_text())
+    lines = [
+        f"Seeds {result['seeds']}; merge {MERGE}; {platform.machine()}, Python {platform.python_version()}; "
+        f"tiny CLIP after {facts['images']} images.",
+        "",
+        *ablation_words(result),
+        "",
+        *order_table(Layout(out), result),
+    ]
     (out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -4,12 +4,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import results, run
+from benchmarks.toyworld import join
 
 ROOT = Path(__file__).resolve().parents[2]
 CELL = st.text(st.characters(whitelist_categories=("L", "N"), whitelist_characters=" -.%+"), max_size=8).map(
@@ -74,3 +76,30 @@ def test_what_is_quick_is_not_kept() -> None:
     command = [sys.executable, "-m", "benchmarks.run", "--only", "speed", "--quick", "--keep"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "leave out one of" in done.stderr
+
+
+def test_parts_of_an_ablation_join_into_one_table() -> None:
+    """Rows in the order of the whole table, a row of two parts with the columns of both, no comparison twice."""
+
+    def part(rows: list[str], columns: list[str], seeds: tuple[int, ...] = (0, 1)) -> dict[str, Any]:
+        controls = [row for row in rows if row != "paper" and row.startswith("paper-")]
+        return {
+            "seeds": list(seeds),
+            "columns": [{"name": column} for column in columns],
+            "rows": [{"name": row} for row in rows],
+            "cells": {row: {column: f"{row} {column}" for column in columns} for row in rows},
+            "comparisons": [
+                {"row": "paper", "control": row, "column": column} for row in controls for column in columns
+            ],
+        }
+
+    wide = part(["paper", "paper-random"], ["supervised", "4-shot", "zero-shot"])
+    narrow = part(["paper-sa", "paper"], ["supervised", "zero-shot"])
+    narrow["comparisons"] = []
+    joined = join([narrow, wide, part(["clip"], ["supervised"]), wide])
+    assert [row["name"] for row in joined["rows"]] == ["clip", "paper-sa", "paper", "paper-random"]
+    assert joined["columns"] == wide["columns"] and joined["comparisons"] == wide["comparisons"]
+    assert joined["cells"]["paper"] == wide["cells"]["paper"]
+    assert set(joined["cells"]["paper-sa"]) == {"supervised", "zero-shot"}
+    with pytest.raises(ValueError, match="must be the same"):
+        join([wide, part(["clip"], ["supervised"], seeds=(0,))])
