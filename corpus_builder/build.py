@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,10 +218,12 @@ def build_corpus(
     processes: int = 1,
     force: bool = False,
     say: Say = lambda line: None,
+    text_tower: Callable[[], Any] | None = None,
 ) -> BuildReport:
     """Mine, embed and publish a Corpus under ``out``; see :func:`mine_corpus` for the errors.
 
     What is mined of captions lies beside ``out`` until that is written; the same call goes on from there.
+    ``text_tower`` gives the model (an ``embed.OpenClip``) where the caller has it, or will have it, in memory.
     """
     from corpus_builder.embed import check_model, choose_device, load_text_encoder, model_location
 
@@ -230,13 +233,14 @@ def build_corpus(
     clock = _Clock()
     # a CLIP that reads glosses is needed before mining; otherwise a big model waits until mining has gone well
     early = config.strategy == "clip" and config.sense_model is None
-    encoder = load_text_encoder(model, pretrained, device, config.precision) if early else None
+    load = text_tower or partial(load_text_encoder, model, pretrained, device, config.precision)
+    encoder = load() if early else None
     work = work_folder(out)
     report = mine_corpus(inputs, config, say, device=device, encoder=encoder, processes=processes, work=work)
     gathered = gather_all(report, config)
     clock.lap("mine")
     say(f"{len(gathered.entities)} entities from {report.mentions} mentions; loading {model}")
-    encoder = encoder or load_text_encoder(model, pretrained, device, config.precision)
+    encoder = encoder or load()
     clock.lap("load model")
     manifest = publish(
         report,

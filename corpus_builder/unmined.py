@@ -29,6 +29,7 @@ def import_words(
     device: str = "auto",
     force: bool = False,
     say: Say = lambda line: None,
+    encoder: Any = None,
 ) -> dict[str, Any]:
     """Write a corpus of the words of a list, see :mod:`corpus_builder.wordfile`; returns its manifest.
 
@@ -44,11 +45,12 @@ def import_words(
         device: for the model.
         force: write even if the folder holds other things.
         say: told of each step.
+        encoder: the model (an ``embed.OpenClip``) where the caller has it in memory already.
 
     Raises:
         CorpusError: a list that cannot be read or gives no entity; and as a build.
     """
-    encoder, location = _encoder(model, pretrained, out, device, force)
+    encoder, location = _encoder(model, pretrained, out, device, force, encoder)
     lexicon = open_lexicon(nltk_data) if senses else None
     choose = load_chooser(lexicon, config, device, encoder) if lexicon else None
     found = read_words(path, column, lexicon, choose, config.max_words)
@@ -151,13 +153,15 @@ def reference_of(corpora: Sequence[Artifact]) -> Reference:
     return Reference(frozenset(keys), frozenset(names), lexnames)
 
 
-def _encoder(model: str, pretrained: str | None, out: Path, device: str, force: bool) -> tuple[Any, Any]:
+def _encoder(
+    model: str, pretrained: str | None, out: Path, device: str, force: bool, encoder: Any = None
+) -> tuple[Any, Any]:
     from corpus_builder.embed import check_model, choose_device, load_text_encoder, model_location
 
     artifact.check_room(out, "corpus", force=force)
     check_model(model, pretrained)
     choose_device(device)
-    return load_text_encoder(model, pretrained, device), model_location(model, pretrained)
+    return encoder or load_text_encoder(model, pretrained, device), model_location(model, pretrained)
 
 
 def _no_kind(sense: Sense) -> str:

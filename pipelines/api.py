@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, overload
 from pipelines import hub
 from pipelines.errors import PipelineError
 from pipelines.predict import LISTS, Source, find_source, predict_videos
+from pipelines.towers import Towers
 from pipelines.workflow import Layout, Say
 from pipelines.zero_shot import NAME as ZERO_SHOT
 from pipelines.zero_shot import ZeroShot
@@ -53,6 +54,8 @@ class Model:
 
     def __init__(self, using: Source | ZeroShot, say: Say = lambda line: None) -> None:
         self._using, self._say = using, say
+        made = using if isinstance(using, ZeroShot) else using.config
+        self._towers = Towers(made.model, made.pretrained, made.device)
 
     def __repr__(self) -> str:
         if isinstance(self._using, ZeroShot):
@@ -101,7 +104,7 @@ class Model:
     ) -> Prediction | list[Prediction]:
         """Predict the action in each video.
 
-        Models are loaded anew by every call, so give many videos to one call.
+        CLIP is loaded by the first call and kept.
 
         Args:
             videos: a video file, for which one ``Prediction`` comes back; or a list of files and folders of videos, for
@@ -126,7 +129,15 @@ class Model:
         with tempfile.TemporaryDirectory(prefix="alt-predict-") as folder:
             work, zero = Path(folder).resolve(), self._using if isinstance(self._using, ZeroShot) else None
             found = predict_videos(
-                paths, candidates, self.run, work, topk=topk, say=self._say, zero_shot=zero, report=False
+                paths,
+                candidates,
+                self.run,
+                work,
+                topk=topk,
+                say=self._say,
+                zero_shot=zero,
+                report=False,
+                towers=self._towers,
             )
             made = [
                 Prediction(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 from jaxtyping import Int64, UInt8
 from PIL import ImageColor
 
@@ -27,15 +26,14 @@ from adapter.model import VideoAdapter
 from adapter.train import choose_device, seeded
 from aligner import run as aligner
 from aligner.artifact import all_failures
-from aligner.encoder import TEXT_PROMPTS, load_clip
 from corpus_builder.build import build_labels
-from corpus_builder.embed import OpenClip
 from corpus_builder.search import Hit, Query
 from pipelines import hub
 from pipelines.errors import PipelineError
 from pipelines.gather import Entity, VideoCard, cards_of, load_entities
 from pipelines.predict import Asked, Clip, Source, find_source, label_warnings, labels_section, own_config
 from pipelines.report import PALETTE, entity_slots
+from pipelines.towers import Towers
 from pipelines.workflow import Layout, Say
 
 DISPLAY = 448  # pixels of a frame's shorter side: regions are clicked
@@ -107,16 +105,10 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Explorer:
-    """A run with everything that it needs, in memory.
-
-    ``texts`` embeds queries, ``names`` class names, with the prompts that were learned for them if there are any; both
-    are towers of ``clip``.
-    """
+    """A run with everything that it needs, in memory."""
 
     source: Source
-    clip: tuple[Any, dict[str, Any]]
-    names: OpenClip
-    texts: OpenClip
+    towers: Towers
     model: VideoAdapter
     corpus: corpus_builder.Corpus
 
@@ -148,7 +140,7 @@ class Explorer:
             corpus, videos = self.source.layout.corpus, section.videos
             settings = section.settings(config, corpus, layout.alignments, videos, asked.root)
             settings = replace(settings, processes=1, compile=False, decode_workers=1)
-            aligner.run(settings, loaded=self.clip)
+            aligner.run(settings, loaded=self.towers.clip)
             for failure in all_failures(layout.alignments):
                 raise PipelineError(f"{file.name} cannot be read: {failure['stage']}: {failure['message']}")
             warnings = self._write_labels(config, layout)
@@ -183,13 +175,13 @@ class Explorer:
             config.pretrained,
             out,
             templates=section.prompts(),
-            encoder=self.names,
+            encoder=self.towers.names,
         )
         return tuple(label_warnings(config.model, out))
 
     def search_text(self, text: str, k: int = HITS) -> list[Hit]:
         """The entities nearest to a text; ``CorpusError`` where it is empty."""
-        return self.corpus.nearest(self.texts.encode([str(Query(text=text).content())]), k)[0]
+        return self.corpus.nearest(self.towers.texts.encode([str(Query(text=text).content())]), k)[0]
 
     def search_region(self, sight: Sight, frame: int, region: int, k: int = HITS) -> list[Hit]:
         """The entities nearest to a region, or with ``region`` 0 to a frame, of the whole corpus."""
@@ -215,12 +207,10 @@ def open_explorer(run: str | Path, device: str = "auto", say: Say = lambda line:
     corpus = corpus_builder.open(source.layout.corpus)
     say(f"corpus: {len(corpus)} entities")
     say(f"loading {config.model}")
-    clip, info = load_clip(config.model, config.pretrained)
-    tokenizer = open_clip.get_tokenizer(config.model)
-    texts = OpenClip(clip, tokenizer, info, str(place))
-    names = OpenClip(clip, tokenizer, info, str(place), prompts=getattr(clip, TEXT_PROMPTS, None))
+    towers = Towers(config.model, config.pretrained, str(place))
+    _ = towers.texts, towers.names  # now, and not when the first video comes
     model = load_model(open_run(source.layout.run(source.adapter)), place)
-    return Explorer(source, (clip, info), names, texts, model, corpus)
+    return Explorer(source, towers, model, corpus)
 
 
 def answer(sight: Sight, off: Collection[int] = ()) -> Answer:

@@ -13,6 +13,7 @@ import yaml
 
 from pipelines.config import PipelineConfig, check_config, inputs_only
 from pipelines.errors import PipelineError
+from pipelines.towers import Towers
 from pipelines.windows import Action, Windows, clock, timeline, windows_of
 from pipelines.workflow import CONFIG_FILE, Layout, Say, layout_of, refuse_foreign
 from pipelines.zero_shot import NAME as ZERO_SHOT
@@ -104,6 +105,7 @@ def predict_videos(
     windows: Windows | None = None,
     max_mb: float = 20.0,
     report: bool = True,
+    towers: Towers | None = None,
 ) -> list[Prediction]:
     """Predict the action in each video among some labels, with a run of ``alt run`` or an open_clip model alone.
 
@@ -112,7 +114,7 @@ def predict_videos(
     receives ``predictions.json``, ``predictions.csv``, ``report.html`` (unless ``report`` is False) and the artifacts
     behind them; without it they are thrown away. With ``windows`` every window is a prediction of its own, and
     ``timeline.json`` and ``timeline.csv`` are written. No more than a few frames of a few windows are in memory,
-    however long the videos.
+    however long the videos. The model is loaded once, and not at all if ``towers`` have it already.
 
     Raises:
         PipelineError: no video, no label, a run that cannot be used, or neither or both of ``run`` and ``zero_shot``.
@@ -131,14 +133,14 @@ def predict_videos(
             asked = Asked(
                 clips, labels_section(labels, label_column, Path(folder)), using, Path(folder), topk
             )
-            return _predict(asked, say)
+            return _predict(asked, say, towers)
     refuse_foreign(out, OWN)
     out.mkdir(parents=True, exist_ok=True)
     work = out.resolve()
     asked = Asked(
         clips, labels_section(labels, label_column, work), using, work, topk, windows, max_mb, report
     )
-    return _predict(asked, say)
+    return _predict(asked, say, towers)
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,7 @@ def labels_section(labels: Path | Sequence[str], label_column: str | None, work:
     return {"file": str(file)}
 
 
-def _predict(asked: Asked, say: Say) -> list[Prediction]:
+def _predict(asked: Asked, say: Say, towers: Towers | None) -> list[Prediction]:
     from adapter.evaluate import predict
     from aligner.artifact import all_failures
     from pipelines import stages
@@ -249,14 +251,15 @@ def _predict(asked: Asked, say: Say) -> list[Prediction]:
     layout, using = Layout(asked.work), asked.using
     config = own_config(asked)
     own = layout.labels("own")
-    say(f"labels: {stages.build_labels(config, config.labels['own'], own)}")
+    towers = towers or Towers(config.model, config.pretrained, config.device)
+    say(f"labels: {stages.build_labels(config, config.labels['own'], own, towers)}")
     warnings = label_warnings(config.model, own)
     for warning in warnings:
         say(f"warning: {warning}")
     if isinstance(using, ZeroShot):
-        config = build_entities(config, layout, using.entities, say)
+        config = build_entities(config, layout, using.entities, say, towers)
     corpus = layout.corpus if isinstance(using, ZeroShot) else using.layout.corpus
-    say(f"videos: {stages.align(config, layout, corpus)}")
+    say(f"videos: {stages.align(config, layout, corpus, towers=towers)}")
     failed = {row["video_id"]: f"{row['stage']}: {row['message']}" for row in all_failures(layout.alignments)}
     rows: dict[str, Any] = {}
     table = asked.work / "predictions.parquet"

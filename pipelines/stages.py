@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipelines.config import (
 )
 from pipelines.errors import PipelineError, Unfinished
 from pipelines.ledger import write_text
+from pipelines.towers import Towers
 from pipelines.windows import Action
 from pipelines.workflow import (
     Layout,
@@ -33,8 +35,8 @@ from pipelines.workflow import (
 )
 
 
-def build_corpus(config: PipelineConfig, out: Path) -> str:
-    """Mine and embed the entities."""
+def build_corpus(config: PipelineConfig, out: Path, towers: Towers | None = None) -> str:
+    """Mine and embed the entities. Here and below, ``towers`` are the config's model where it is to be loaded once."""
     from corpus_builder.build import Inputs
     from corpus_builder.build import build_corpus as build
 
@@ -59,13 +61,16 @@ def build_corpus(config: PipelineConfig, out: Path) -> str:
         device=config.device,
         processes=section.processes,
         force=True,
+        text_tower=(lambda: towers.texts) if towers else None,
     )
     counts = report.manifest["counts"]
     dropped = ", ".join(f"{reason} {n}" for reason, n in counts["dropped"].items()) or "none"
     return f"{report.manifest['entities']} entities from {counts['mentions']} mentions (dropped: {dropped})"
 
 
-def build_labels(config: PipelineConfig, section: LabelsSection, out: Path) -> str:
+def build_labels(
+    config: PipelineConfig, section: LabelsSection, out: Path, towers: Towers | None = None
+) -> str:
     """Embed a set of class names."""
     from corpus_builder.build import build_labels as build
 
@@ -79,6 +84,7 @@ def build_labels(config: PipelineConfig, section: LabelsSection, out: Path) -> s
         device=config.device,
         precision=section.precision,
         force=True,
+        encoder=towers.names if towers else None,
     )
     return f"{report.manifest['counts']['labels']} classes"
 
@@ -128,6 +134,7 @@ def align(
     corpus: Path | None = None,
     force: bool = False,
     name: str | None = None,
+    towers: Towers | None = None,
 ) -> str:
     """Align every video; an unfinished folder is continued, one made with other settings or videos begun anew.
 
@@ -150,11 +157,12 @@ def align(
         asked = section.slurm or SlurmSection.model_validate({})
         fill_by_array(settings, asked, layout.root, name or "alignments")
         settings = replace(settings, force=False)
+    display = lambda total: make_progress(total, quiet=False)  # noqa: E731
+    fill = partial(run.run, display=display, loaded=towers.clip if towers else None)
     try:
-        report = run.run(settings, lambda total: make_progress(total, quiet=False))
+        report = fill(settings)
     except ChangedSettings:
-        settings = replace(settings, force=True)
-        report = run.run(settings, lambda total: make_progress(total, quiet=False))
+        report = fill(replace(settings, force=True))
     if report.stopped:
         raise Unfinished(f"alignments: {report.sentence()}")
     if not report.complete:

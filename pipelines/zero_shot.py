@@ -6,6 +6,7 @@ from typing import Any
 
 from pipelines.config import PipelineConfig, check_config
 from pipelines.errors import PipelineError
+from pipelines.towers import Towers
 from pipelines.workflow import Layout, Say
 
 NAME = "zero-shot"
@@ -57,7 +58,9 @@ def zero_shot_config(
     return check_config(raw, Path.cwd(), inputs=False)
 
 
-def build_entities(config: PipelineConfig, layout: Layout, entities: str, say: Say) -> PipelineConfig:
+def build_entities(
+    config: PipelineConfig, layout: Layout, entities: str, say: Say, towers: Towers
+) -> PipelineConfig:
     """Write the corpus of a prediction without a run; returns the config with as many entities as there can be.
 
     Whatever is missing to mine labels, a tagger or WordNet itself, is said, and done without.
@@ -69,7 +72,8 @@ def build_entities(config: PipelineConfig, layout: Layout, entities: str, say: S
         for taggers in ("both", "nltk", "wordnet"):
             section = config.corpus.model_copy(update={"taggers": taggers})
             try:
-                said = stages.build_corpus(config.model_copy(update={"corpus": section}), layout.corpus)
+                mined = config.model_copy(update={"corpus": section})
+                said = stages.build_corpus(mined, layout.corpus, towers)
             except CorpusError as error:
                 why = str(error)
                 continue
@@ -78,11 +82,11 @@ def build_entities(config: PipelineConfig, layout: Layout, entities: str, say: S
         say(f"entities: the labels themselves, for nothing could be mined from them ({why.splitlines()[0]})")
     else:
         say("entities: the labels themselves")
-    _import_labels(config, layout)
+    _import_labels(config, layout, towers)
     return _with_top_k(config, layout)
 
 
-def _import_labels(config: PipelineConfig, layout: Layout) -> None:
+def _import_labels(config: PipelineConfig, layout: Layout, towers: Towers) -> None:
     """A corpus whose entities are the labels as they are."""
     from adapter.labels import open_labels
     from corpus_builder.config import CorpusConfig
@@ -102,6 +106,7 @@ def _import_labels(config: PipelineConfig, layout: Layout) -> None:
         senses=False,
         device=config.device,
         force=True,
+        encoder=towers.texts,
     )
 
 

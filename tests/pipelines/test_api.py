@@ -107,3 +107,24 @@ def test_the_readme_s_snippets_run(miniature: PipelineConfig, tmp_path: Path) ->
         for name, value in names.items():
             snippet = snippet.replace(name, repr(str(value)))
         exec(compile(snippet, "README", "exec"), {})
+
+
+def test_clip_is_loaded_once(miniature: PipelineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By all stages of a call and by all calls, with a run and without; the commands load it once, too."""
+    from aligner import encoder
+    from corpus_builder import embed
+
+    loads: list[str] = []
+    for module, name in ((encoder, "load_clip"), (embed, "load_text_encoder")):
+        load = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, name=name, load=load, **b: [loads.append(name), load(*a, **b)][1]
+        )
+    video = miniature.alignments.videos.parent / "videos" / "1-3.mp4"
+    for model in (alt.load(miniature.out), alt.zero_shot(miniature.model, device="cpu")):
+        loads.clear()
+        found = [model.predict(video, labels=["playing a drum", other]) for other in ("flying a kite", "sit")]
+        assert loads == ["load_clip"] and found[0].probabilities != found[1].probabilities
+    loads.clear()
+    predict_videos([video], ["playing a drum", "sit"], miniature.out)
+    assert loads == ["load_clip"]
