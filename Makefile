@@ -1,8 +1,11 @@
-.PHONY: check test demo docs picture benchmarks tinyclip clean
+.PHONY: check test test-all demo docs picture benchmarks tinyclip clean
 check:
 	ruff check . && ruff format --check . && mypy && python -m pytest -n 2
 test:
 	python -m pytest -n 2
+# Also the tests that repeat what a quicker one shows: every kill point in a process of its own, every precision ...
+test-all:
+	python -m pytest -n 2 -m "exhaustive or not exhaustive"
 demo:
 	alt demo --out demo
 picture:

@@ -137,7 +137,14 @@ def test_killed_while_starting_over(
     assert tree(out) == whole and verify(out) == []
 
 
-@pytest.mark.parametrize("point", ["manifest before rename", "rows after fsync", "marker before rename"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "rows after fsync",
+        pytest.param("manifest before rename", marks=pytest.mark.exhaustive),
+        pytest.param("marker before rename", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_process_of_its_own_killed_at_a_point(
     harness: Harness, whole: dict[str, bytes], tmp_path: Path, point: str
 ) -> None:
@@ -153,7 +160,12 @@ def test_a_process_of_its_own_killed_at_a_point(
 
 @pytest.mark.parametrize(
     ("number", "grace", "shards_done"),
-    [(signal.SIGUSR1, 60, 2), (signal.SIGTERM, 60, 2), (signal.SIGUSR1, 0, 1), (signal.SIGINT, 60, 1)],
+    [
+        (signal.SIGTERM, 60, 2),
+        (signal.SIGUSR1, 0, 1),
+        pytest.param(signal.SIGUSR1, 60, 2, marks=pytest.mark.exhaustive),
+        pytest.param(signal.SIGINT, 60, 1, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_signal_stops_between_shards_or_after_the_grace_time(
     harness: Harness, make_video: Callable, tmp_path: Path, number: int, grace: int, shards_done: int

@@ -301,6 +301,7 @@ def test_four_processes_make_the_files_that_one_makes(config: AlignConfig, whole
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_worker_that_is_killed_once_costs_nothing(
     config: AlignConfig, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,7 +340,10 @@ def test_workers_that_cannot_start_end_the_run(config: AlignConfig, monkeypatch:
 
 @linux
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGKILL, -9), pytest.param(signal.SIGTERM, 75, marks=pytest.mark.exhaustive)],
+)
 def test_nobody_outlives_the_parent(
     config: AlignConfig, whole: dict[str, bytes], number: int, code: int
 ) -> None:
@@ -412,6 +416,7 @@ def test_actors_ask_for_the_gpus_of_a_cluster_unless_told_not_to(on_ray: AlignCo
 
 @linux
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_node_that_is_lost_in_the_middle_costs_nothing(
     on_ray: AlignConfig, whole: dict[str, bytes], cluster: object
 ) -> None:

@@ -74,8 +74,16 @@ def test_frames_of_a_pass_do_not_touch_each_other(settings: Callable, precision:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "threads"), [(5, 1), (8, 2)])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("precision", "size", "threads"),
+    [
+        ("fp32", 5, 1),
+        *(
+            pytest.param(*asked, marks=pytest.mark.exhaustive)
+            for asked in (("fp32", 8, 2), ("bf16", 5, 1), ("bf16", 8, 2))
+        ),
+    ],
+)
 def test_frames_of_a_pass_do_not_touch_each_other_in_a_real_tower(
     precision: str, size: int, threads: int
 ) -> None:
