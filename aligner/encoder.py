@@ -11,7 +11,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -37,6 +39,7 @@ from aligner.merging import (
 )
 from aligner.towers import Heads, Tower, tower_of
 
+_UNREACHABLE = re.compile(r"download|connection|offline|resolve|timed out|the Hub", re.IGNORECASE)
 # Heads of what is attended to: the tokens, and prompts where there are any.
 Keys = Float[Tensor, "frames heads keys channels"]
 # Attribute of an image tower, and file beside a model's weights, that hold prompts (`alt finetune --prompts`).
@@ -407,38 +410,54 @@ def published_preprocessing(model: str) -> dict[str, Any]:
 def _create(model: str, pretrained: str | None) -> nn.Module:
     file = pretrained is not None and os.path.isfile(pretrained)
     try:
-        return open_clip.create_model(
-            model,
-            pretrained=pretrained,
-            precision="fp32",
-            require_pretrained=True,
-            force_preprocess_cfg=published_preprocessing(model) if file else None,
-        )
+        with _quiet_loggers():
+            return open_clip.create_model(
+                model,
+                pretrained=pretrained,
+                precision="fp32",
+                require_pretrained=True,
+                force_preprocess_cfg=published_preprocessing(model) if file else None,
+            )
     except Exception as error:  # open_clip, the hub client and torch all raise their own kinds here
-        reason = str(error).strip().splitlines()
-        raise AlignerError(
-            f"could not load the weights of {model} (pretrained {pretrained}): "
-            f"{reason[0].rstrip('.') if reason else type(error).__name__}. Without a network, "
-            "download the checkpoint elsewhere and give it: --pretrained FILE, or --model local-dir:FOLDER"
-        ) from error
+        raise AlignerError(_why(model, pretrained, error)) from error
+
+
+def _why(model: str, pretrained: str | None, error: Exception) -> str:
+    weights = f" with --pretrained {pretrained}" if pretrained else ""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+    if _UNREACHABLE.search(str(error)):
+        return (
+            f"--model {model}{weights} could not be loaded: its weights are not on this machine, and they could not be "
+            "downloaded. With a network they are fetched once, into the cache of HF_HOME; without one, give a weights "
+            f"file (--pretrained FILE.safetensors) or a folder (--model local-dir:PATH). What went wrong: {first}"
+        )
+    return (
+        f"--model {model}{weights} could not be loaded: {first}. Without a network, give a weights file"
+        " (--pretrained FILE.safetensors) or a folder (--model local-dir:PATH)"
+    )
+
+
+@contextmanager
+def _quiet_loggers() -> Iterator[None]:
+    """Mute loggers for a while: open_clip warns of what was asked for, and what fails is told by our error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _create_random(model: str) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _quiet_loggers():
         torch.manual_seed(0)
-        before = logging.root.manager.disable
-        # open_clip warns that nothing was loaded; that was asked for, and the run says so in its own words.
-        logging.disable(logging.WARNING)
-        try:
-            return open_clip.create_model(
-                model,
-                pretrained=None,
-                precision="fp32",
-                pretrained_text=False,
-                force_preprocess_cfg=published_preprocessing(model),
-            )
-        finally:
-            logging.disable(before)
+        return open_clip.create_model(
+            model,
+            pretrained=None,
+            precision="fp32",
+            pretrained_text=False,
+            force_preprocess_cfg=published_preprocessing(model),
+        )
 
 
 def _weights_name(pretrained: str | None) -> str | None:

@@ -251,7 +251,9 @@ def _predict(asked: Asked, say: Say, towers: Towers | None) -> list[Prediction]:
     layout, using = Layout(asked.work), asked.using
     config = own_config(asked)
     own = layout.labels("own")
-    towers = towers or Towers(config.model, config.pretrained, config.device)
+    if towers is None:
+        say(f"loading {config.model} {config.pretrained or ''}".rstrip())
+        towers = Towers(config.model, config.pretrained, config.device)
     say(f"labels: {stages.build_labels(config, config.labels['own'], own, towers)}")
     warnings = label_warnings(config.model, own)
     for warning in warnings:

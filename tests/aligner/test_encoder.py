@@ -1,5 +1,7 @@
 """The encoder equals open_clip without merging, keeps its promises with it, and refuses what it cannot do."""
 
+from pathlib import Path
+
 import open_clip
 import pytest
 import torch
@@ -274,5 +276,15 @@ def clip_from_current_seed() -> nn.Module:
 def test_an_unreadable_checkpoint_is_one_clear_error(tmp_path: object) -> None:
     broken = tmp_path / "weights.safetensors"
     broken.write_bytes(b"not a checkpoint")
-    with pytest.raises(AlignerError, match="could not load the weights of RN50"):
+    with pytest.raises(AlignerError, match="--model RN50 with --pretrained .* could not be loaded"):
         load_clip("RN50", str(broken))
+
+
+def test_weights_that_are_not_here_are_one_error_and_no_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(AlignerError, match="--model ViT-B-32.*weights are not on this machine.*fetched once"):
+        load_clip("ViT-B-32", "openai")
+    assert not caplog.records
