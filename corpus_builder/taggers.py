@@ -7,12 +7,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from corpus_builder.config import CorpusConfig, CorpusError
 from corpus_builder.wordnet import Lexicon, find_data
 
+TAGGER = "taggers/averaged_perceptron_tagger_eng"
 # Words, a possessive 's on its own, and single punctuation marks.
 _TOKEN = re.compile(r"'s\b|\w+n't\b|\w+|[^\w\s]")
 
@@ -75,7 +77,7 @@ class NltkTagger:
         import nltk
         from nltk.tag import PerceptronTagger
 
-        pointer = find_data("taggers/averaged_perceptron_tagger_eng", nltk_data, elsewhere=True)
+        pointer = find_data(TAGGER, nltk_data, elsewhere=True)
         self._tagger = PerceptronTagger(lang="eng", loc=pointer)
         self._parser = nltk.RegexpParser(NOUN_PHRASES)
 
@@ -148,16 +150,29 @@ def _parse(parser: Any, tagged: list[tuple[str, str]]) -> list[Chunk]:
     return found
 
 
+def check_data(taggers: str, spacy_model: str, nltk_data: Path | None = None) -> None:
+    """Raise mining's :class:`CorpusError` if WordNet or what the taggers need is not there; loads nothing."""
+    find_data("corpora/wordnet", nltk_data)
+    if taggers in ("both", "nltk"):
+        find_data(TAGGER, nltk_data, elsewhere=True)
+    if taggers in ("both", "spacy") and not Path(spacy_model).exists() and find_spec(spacy_model) is None:
+        raise _no_pipeline(spacy_model)
+
+
+def _no_pipeline(model: str) -> CorpusError:
+    return CorpusError(
+        f"spaCy's pipeline '{model}' is not installed; fetch it with `python -m spacy download {model}`,"
+        " give another name or a path with --spacy-model, or do without spaCy with --taggers nltk"
+    )
+
+
 def _load_spacy(model: str) -> Any:
     import spacy
 
     try:
         nlp = spacy.load(model)
     except OSError:
-        raise CorpusError(
-            f"spaCy's pipeline '{model}' is not installed; fetch it with `python -m spacy download {model}`,"
-            " give another name or a path with --spacy-model, or do without spaCy with --taggers nltk"
-        ) from None
+        raise _no_pipeline(model) from None
     if not nlp.has_pipe("parser"):
         raise CorpusError(
             f"spaCy's pipeline '{model}' has no parser ({', '.join(nlp.pipe_names)}), and noun chunks"

@@ -16,12 +16,13 @@ from pipelines.config import AblationSection, AdapterSection, AlignmentsSection,
 from pipelines.errors import USER_ERRORS, PipelineError
 from pipelines.workflow import Layout, Say, all_alignments, videos_of
 
-# Entities are counted only when the corpus is built; they cost little beside the frames.
-ENTITIES = 2000
+# Entities are counted only when the corpus is built. Labels of Kinetics-400, UCF101 and HMDB51 hold about one each,
+# beside the body parts; captions and expansions may hold any number.
+ENTITIES, BODY_PARTS = 2000, 30
 TEXTS, VIDEOS, STEPS = 8, 4, 2
 ASSUMED = (
-    f"every video takes as long as the probed ones; a corpus of {ENTITIES:,} entities; mining, startup, waiting for "
-    "the disk and the report are left out; another device, or more of them, scales the hours"
+    f"every video takes as long as the probed ones; {ENTITIES:,} entities in captions or expansions; mining, "
+    "startup, waiting for the disk and the report are left out; another device, or more of them, scales the hours"
 )
 
 
@@ -100,7 +101,7 @@ class _Pricing:
         from corpus_builder.sources import read_labels
         from corpus_builder.templates import load_templates
 
-        sets = {"corpus": ENTITIES} if "corpus" in todo else {}
+        sets = {"corpus": self._entities()} if "corpus" in todo else {}
         for name, section in self.config.labels.items():
             if f"labels/{name}" in todo:
                 prompts = section.prompts() or load_templates("default")
@@ -111,6 +112,16 @@ class _Pricing:
             return []
         each = self._seconds_a_text()
         return [Cost(name, _alike(n * each), note=f"{n:,} texts") for name, n in sets.items()]
+
+    def _entities(self) -> int:
+        """About how many the corpus will have."""
+        from corpus_builder.sources import read_labels
+
+        asked = self.config.corpus
+        if asked.labels is None or asked.captions or asked.expansions:
+            return ENTITIES
+        labels = len(read_labels(asked.labels, asked.label_column).labels)
+        return min(asked.size or ENTITIES, labels * (1 + asked.related) + BODY_PARTS)
 
     def _seconds_a_text(self) -> float:
         import torch

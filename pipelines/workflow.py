@@ -156,6 +156,8 @@ def run_pipeline(
     plan, ledger = steps(config, layout, force, tables), Ledger(config.out)
     if dry_run:
         _preview(plan, ledger, report, say, force)
+        if report.steps["corpus"] == "would run":
+            _check_corpus(config)
         if probe:
             from pipelines.price import price
 
@@ -203,6 +205,18 @@ def _preview(plan: Iterable[Step], ledger: Ledger, report: RunReport, say: Say, 
         stale = stale or not _is_current(ledger, step, sha256_of(step.key()))
         report.steps[step.name] = "would run" if stale else "up to date"
         say(f"{step.name}: {report.steps[step.name]}")
+
+
+def _check_corpus(config: PipelineConfig) -> None:
+    """Refuse a corpus for which WordNet or a tagger's data is missing, before anybody waits for it."""
+    from corpus_builder.config import CorpusError
+    from corpus_builder.taggers import check_data
+
+    section = config.corpus
+    try:
+        check_data(section.taggers, section.spacy_model, config.nltk_data)
+    except CorpusError as error:
+        raise PipelineError(f"corpus: {in_config_words(str(error), type(section).model_fields)}") from error
 
 
 def _run_step(step: Step, key: str, ledger: Ledger, say: Say) -> str:

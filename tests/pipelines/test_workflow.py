@@ -149,3 +149,21 @@ def test_a_dry_run_writes_nothing(miniature: PipelineConfig, tmp_path: Path) -> 
     config = miniature.model_copy(update={"out": tmp_path / "new"})
     assert set(states(config, dry_run=True).values()) == {"would run"}
     assert not config.out.exists()
+
+
+def test_a_dry_run_misses_the_words_that_a_corpus_needs(miniature: PipelineConfig, tmp_path: Path) -> None:
+    def asked(**corpus: object) -> PipelineConfig:
+        section = miniature.corpus.model_copy(update=corpus)
+        return miniature.model_copy(update={"out": tmp_path / "new", "corpus": section})
+
+    with pytest.raises(
+        PipelineError, match="^corpus: spaCy's pipeline 'none_sm' is not .* with taggers nltk$"
+    ):
+        states(asked(taggers="both", spacy_model="none_sm"), dry_run=True)
+    without = asked().model_copy(update={"nltk_data": tmp_path})
+    with pytest.raises(PipelineError, match="^corpus: NLTK's wordnet data is not in"):
+        states(without, dry_run=True)
+    # a corpus that is there needs no words any more
+    shutil.copytree(miniature.out, tmp_path / "there")
+    made = miniature.model_copy(update={"out": tmp_path / "there"})
+    assert states(made, dry_run=True)["corpus"] == "up to date"
