@@ -80,7 +80,10 @@ def test_rows_equal_a_plain_computation(settings: Callable, tiny_clip: str) -> N
     np.testing.assert_array_equal(np.unpackbits(maps[0, 1:], axis=1)[:, :16], np.eye(16))
 
 
-@pytest.mark.parametrize("size", [None, 1, 4, 100])
+@pytest.mark.parametrize(
+    "size",
+    [1, 4, pytest.param(None, marks=pytest.mark.exhaustive), pytest.param(100, marks=pytest.mark.exhaustive)],
+)
 def test_workers_and_batches_do_not_change_a_byte(settings: Callable, tmp_path: Path, size: int) -> None:
     """Frames per pass are settled when a folder is begun; nothing that may change afterwards changes a byte."""
     variants = {"plain": {}, "workers": {"decode_workers": 4}, "batch": {"batch_frames": 5}}
@@ -516,6 +519,7 @@ for _ in range(kills):
 """
 
 
+@pytest.mark.exhaustive
 def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(
     settings: Callable, many: Path, tmp_path: Path
 ) -> None:
@@ -538,6 +542,7 @@ def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(
     assert verify(killed.out) == [] and not list(killed.out.glob(".*.tmp"))
 
 
+@pytest.mark.exhaustive
 def test_sigterm_stops_the_command_cleanly(
     settings: Callable, many: Path, start: Callable, tmp_path: Path
 ) -> None:

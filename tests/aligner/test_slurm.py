@@ -154,6 +154,7 @@ def test_three_array_tasks_make_the_files_that_one_process_makes(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_task_that_is_told_to_stop_queues_itself_again(
     settings: Callable, scheduler: dict[str, str], tmp_path: Path
 ) -> None:

@@ -64,7 +64,9 @@ def whole(settings: Callable, tmp_path: Path) -> dict[str, bytes]:
     return files(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("room", [0.0, 0.2, 0.4, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize(
+    "room", [0.0, 0.4, 0.95, *(pytest.param(room, marks=pytest.mark.exhaustive) for room in (0.2, 0.6, 0.8))]
+)
 def test_a_full_disk_is_a_message_and_loses_nothing(
     settings: Callable, whole: dict[str, bytes], disk: Disk, room: float
 ) -> None:
@@ -129,7 +131,9 @@ def test_inputs_that_vanish_as_a_whole_lose_nothing(
     assert run.run(settings(videos=tmp_path / "elsewhere")).skipped_shards == 2
 
 
-@pytest.mark.parametrize("place", [0.01, 0.3, 0.6, 0.99])
+@pytest.mark.parametrize(
+    "place", [0.01, 0.6, *(pytest.param(place, marks=pytest.mark.exhaustive) for place in (0.3, 0.99))]
+)
 def test_a_flipped_bit_is_named_and_mended_by_making_the_shard_again(
     settings: Callable, place: float
 ) -> None:

@@ -318,9 +318,9 @@ def published(name: str) -> nn.Module:
     [
         "ViT-B-32-quickgelu",
         "ViT-B-16",
-        "ViT-L-14-336",
-        "ViT-H-14",
-        "ViT-L-14-CLIPA",
+        pytest.param("ViT-L-14-336", marks=pytest.mark.exhaustive),
+        pytest.param("ViT-H-14", marks=pytest.mark.exhaustive),
+        pytest.param("ViT-L-14-CLIPA", marks=pytest.mark.exhaustive),
         "coca_ViT-B-32",
         "ViT-B-16-SigLIP2",
         "EVA02-B-16",
@@ -344,6 +344,7 @@ def test_published_towers_equal_encode_image(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_model_of_open_clip_is_supported_or_refused_by_name() -> None:
     """Which families are refused; all others can be taken apart (on the meta device, which computes nothing)."""
     refused: set[str] = set()
