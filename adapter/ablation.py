@@ -5,6 +5,7 @@ taken up again, so an interrupted ablation goes on, and one more seed or row cos
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
@@ -410,21 +411,29 @@ def _cell_words(cell: Mapping[str, Any] | None, figure: str) -> str:
 
 
 def _comparison_words(result: Mapping[str, Any]) -> list[str]:
+    """Every form with each of its controls in a row, every column of the ablation in one."""
     if not result["comparisons"]:
         return []
-    lines = ["| form - control | column | points | 95 % interval | p |", "|---|---|---|---|---|"]
-    for found in result["comparisons"]:
-        low, high = (100 * value for value in found["interval"])
-        p = found["mcnemar"]["p"] if "mcnemar" in found else found["sign_flip_p"]
-        lines.append(
-            f"| {found['row']} - {found['control']} | {found['column']} | {100 * found['difference']:+.1f} "
-            f"| [{low:+.1f}, {high:+.1f}] | {p:.3g} |"
-        )
+    columns = [column["name"] for column in result["columns"]]
+    found: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for one in result["comparisons"]:
+        low, high = (100 * value for value in one["interval"])
+        p = one["mcnemar"]["p"] if "mcnemar" in one else one["sign_flip_p"]
+        words = f"{100 * one['difference']:+.1f} [{low:+.1f}, {high:+.1f}] {p:.2g}"
+        found[one["row"], one["control"]][one["column"]] = words
+    lines = [
+        f"| form - control | {' | '.join(columns)} |",
+        "|---" * (len(columns) + 1) + "|",
+        *(
+            f"| {row} - {control} | {' | '.join(cells.get(column, '-') for column in columns)} |"
+            for (row, control), cells in found.items()
+        ),
+    ]
     runs = len(result["seeds"])
     test = (
-        "McNemar's" if runs == 1 else f"sign flips over seeds, at least {2 / 2**runs:.3g} with {runs} of them"
+        "McNemar's" if runs == 1 else f"sign flips over seeds, at least {2 / 2**runs:.2g} with {runs} of them"
     )
-    return [*lines, "", f"Interval: bootstrap over seeds and videos. p: {test}."]
+    return [*lines, "", f"Points, their 95 % interval by bootstrap over seeds and videos, and p ({test})."]
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:

@@ -107,7 +107,12 @@ def test_the_table_has_a_line_a_row_and_says_what_was_not_measured(done):
     )
     # The toy corpus tells no kinds; zero-shot is nothing that a cache of videos can do.
     assert tip[5:] == ["-", "-", tip[7], "-", "-"] and "±" in tip[7]
-    assert "| tracks - tracks-words | 2-shot | " in text and "at least 0.5 with 2 of them" in text
+    (compared,) = (line for line in lines if line.startswith("| tracks - tracks-words |"))
+    (one,) = (c for c in result["comparisons"] if (c["control"], c["column"]) == ("tracks-words", "2-shot"))
+    place = [column["name"] for column in result["columns"]].index("2-shot")
+    cell = compared.strip("|").split("|")[1 + place].split()
+    assert float(cell[0]) == pytest.approx(100 * one["difference"], abs=0.06)
+    assert cell[-1] == f"{one['sign_flip_p']:.2g}" and "at least 0.5 with 2 of them" in text
 
 
 def test_a_second_run_does_nothing_and_a_lost_one_is_made_again(done, data, tmp_path):
