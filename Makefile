@@ -1,11 +1,11 @@
 .PHONY: check test test-all demo docs picture benchmarks tinyclip clean
 check:
-	ruff check . && ruff format --check . && mypy && python -m pytest -n 2
+	ruff check . && ruff format --check . && mypy && python -m pytest -n 2 --dist loadfile
 test:
-	python -m pytest -n 2
+	python -m pytest -n 2 --dist loadfile
 # Also the tests that repeat what a quicker one shows: every kill point in a process of its own, every precision ...
 test-all:
-	python -m pytest -n 2 -m "exhaustive or not exhaustive"
+	python -m pytest -n 2 --dist loadfile -m "exhaustive or not exhaustive"
 demo:
 	alt demo --out demo
 picture:
