@@ -214,6 +214,7 @@ def test_a_killed_miner_is_told_and_nothing_is_lost(file, nltk_data, tmp_path, m
     assert mined(file, nltk_data, work=work) == alone
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_build_killed_at_any_moment_comes_out_the_same(file, texts, nltk_data, tiny_clip, tmp_path):
     """SIGKILL of the real command at seeded moments, again and again until it is done; one against two processes."""

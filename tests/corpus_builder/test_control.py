@@ -78,5 +78,9 @@ def test_errors(lexicon):
         draw(lexicon, 5, 0, Reference(), "lexnam")
     with pytest.raises(CorpusError, match="needs a corpus whose entities have senses"):
         draw(lexicon, 5, 0, Reference(), "lexname")
+
+
+@pytest.mark.exhaustive
+def test_more_nouns_than_wordnet_has_are_refused(lexicon):
     with pytest.raises(CorpusError, match=r"--size is 90000, but WordNet has \d+ nouns to draw"):
         draw(lexicon, 90000, 0, Reference())

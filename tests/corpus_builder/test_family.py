@@ -196,6 +196,7 @@ run()
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.shared
 def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(made, inputs, tiny_clip, tmp_path):
     given = [inputs.labels, inputs.expansions[0], inputs.nltk_data, tiny_clip, tmp_path / "f"]
@@ -239,6 +240,7 @@ def test_sources_are_put_in_order_once():
     assert split_sources("caption, label,label") == ("label", "caption") and split_sources(None) == ()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.shared
 @pytest.mark.slow
 def test_the_family_of_kinetics_400(shared, tiny_clip, tmp_path):

@@ -591,6 +591,7 @@ def test_dark_and_light_differ_and_a_link_opens_its_entity(made, open_page):
     assert chosen(dark) == "horse"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_page_of_twenty_thousand_entities_opens(tmp_path, open_page):
     written = write_report(crowd(tmp_path / "c", ROWS), tmp_path / "r.html")
