@@ -18,6 +18,8 @@ from aligner.engine import Stopped
 from aligner.verify import status
 from benchmarks.million import FAIL_EVERY, FRAMES, MERGE, TOP_K, commit_shards, write_manifest, write_tree
 
+pytestmark = pytest.mark.exhaustive
+
 VIDEOS, PER_SHARD = 20_000, 40
 SHARDS = VIDEOS // PER_SHARD
 

@@ -25,7 +25,7 @@ def test_the_demo_shows_its_controls_beside_its_claims(command: Command, tmp_pat
     assert all(0 <= value <= 100 for values in rows.values() for value in values)
 
     report = (tmp_path / "demo/report.html").read_text()
-    assert "ALT, random entities (control)" in report
+    assert "ALT, random entities (control)" in report and "riding a bicycle" in report
     # The figures of the page are those that the evaluations stored: nothing is rounded into shape.
     stored = json.loads((tmp_path / "demo/runs/alt/eval-test.json").read_text())
     assert rows["ALT, entity tracks read by labels"][0] == round(100 * stored["top1"], 1)

@@ -18,6 +18,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory):
     return run_demo(tmp_path_factory.mktemp("demo") / "demo", "tiny", 0, lambda line: None)
 
 
+@pytest.mark.exhaustive  # tests/journeys/test_sceptic.py runs the same from the shell
 def test_the_demo_ends_in_a_report_and_a_table(demo) -> None:
     assert "riding a bicycle" in Layout(demo.out).report.read_text()
     assert [row[0] for row in demo.rows] == [title for title, _ in MODELS.values()]
@@ -25,6 +26,7 @@ def test_the_demo_ends_in_a_report_and_a_table(demo) -> None:
     assert str(Layout(demo.out).report) in demo.text()
 
 
+@pytest.mark.exhaustive  # tests/journeys/test_sceptic.py runs the same from the shell
 def test_training_free_rows_do_not_depend_on_shots(demo) -> None:
     name, supervised, few, *_ = demo.rows[0]
     assert "no training" in name and supervised == few
