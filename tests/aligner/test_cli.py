@@ -197,7 +197,14 @@ def test_a_damaged_folder_is_a_message_for_every_command(
         assert call("status", out).exit_code == 0
 
 
-@pytest.mark.parametrize("content", ["{half", '{"videos": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{half",
+        '{"videos": {"a": 1}}',
+        *(pytest.param(text, marks=pytest.mark.exhaustive) for text in ("[]", "null", '{"videos": {}}')),
+    ],
+)
 def test_a_damaged_marker_is_work_to_do(call: Callable, options: list, tmp_path: Path, content: str) -> None:
     out = tmp_path / "out"
     call("run", *options)

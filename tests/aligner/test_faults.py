@@ -22,7 +22,7 @@ from aligner.verify import status, verify
 HARNESS = Path(__file__).with_name("kill_points.py")
 ROOT = Path(__file__).resolve().parents[2]
 POINTS = runpy.run_path(str(HARNESS))["POINTS"]
-CHAOS_S = float(os.environ.get("CHAOS_SECONDS", 8))
+CHAOS_S = float(os.environ.get("CHAOS_SECONDS", 15))
 EPOCH = {"SOURCE_DATE_EPOCH": "1767225600"}
 KILLED = -9
 

@@ -81,6 +81,7 @@ def test_errors(lexicon):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.shared
 def test_more_nouns_than_wordnet_has_are_refused(lexicon):
     with pytest.raises(CorpusError, match=r"--size is 90000, but WordNet has \d+ nouns to draw"):
         draw(lexicon, 90000, 0, Reference())
